@@ -1,0 +1,1 @@
+"""How each operator is computed: one folder per operator, one file per backend."""

@@ -1,0 +1,1 @@
+"""Grouped top-k MoE routing: score the experts, keep groups, select, weigh."""

@@ -1,0 +1,56 @@
+"""Builds the optional C++ extension; everything else is in pyproject.toml."""
+
+import os
+import sys
+from glob import glob
+
+from setuptools import setup
+
+
+def native_extension() -> dict:
+    """The arguments that add the CPU kernels, or none where torch or a compiler is missing."""
+    if os.environ.get("TRISELECT_NATIVE", "1") == "0":
+        return {}
+    try:
+        import torch
+        from torch.utils.cpp_extension import BuildExtension, CppExtension
+    except ImportError:
+        print(
+            "triselect: torch is not importable here, leaving the C++ kernels out", file=sys.stderr
+        )
+        return {}
+
+    class OptionalBuild(BuildExtension):
+        """A failed build leaves the extension out; `triselect env` then says how to get it."""
+
+        def run(self) -> None:
+            try:
+                super().run()
+            except Exception as error:
+                if os.environ.get("TRISELECT_NATIVE") == "required":
+                    raise
+                print(f"triselect: the C++ kernels were left out: {error}", file=sys.stderr)
+                self.extensions = []
+
+    # The file name carries the torch it was built for, so that another torch never loads it.
+    version = torch.__version__.split("+")[0].replace(".", "_")
+    extension = CppExtension(
+        f"triselect._native_torch_{version}",
+        sorted(glob("kernels/*/native.cpp")),
+        include_dirs=[os.path.abspath("kernels/shared")],
+        # No -march: instruction sets are chosen at run time (kernels/shared/isa.h).
+        extra_compile_args=[
+            "-O3",
+            "-std=c++20",
+            "-fopenmp",
+            "-Wall",
+            "-Wno-psabi",
+            "-Wno-unknown-pragmas",
+        ],
+        extra_link_args=["-fopenmp"],
+    )
+    build = OptionalBuild.with_options(no_python_abi_suffix=True)
+    return {"ext_modules": [extension], "cmdclass": {"build_ext": build}}
+
+
+setup(**native_extension())
