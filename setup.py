@@ -37,6 +37,7 @@ def native_extension() -> dict:
     extension = CppExtension(
         f"triselect._native_torch_{version}",
         sorted(glob("kernels/*/native.cpp")),
+        depends=sorted(glob("kernels/*/*.h")),
         include_dirs=[os.path.abspath("kernels/shared")],
         # No -march: instruction sets are chosen at run time (kernels/shared/isa.h).
         extra_compile_args=[
@@ -45,6 +46,8 @@ def native_extension() -> dict:
             "-fopenmp",
             "-Wall",
             "-Wno-psabi",
+            "-Wno-uninitialized",  # GCC 12: false alarms in its own AVX-512 headers
+            "-Wno-maybe-uninitialized",
             "-Wno-unknown-pragmas",
         ],
         extra_link_args=["-fopenmp"],

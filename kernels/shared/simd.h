@@ -1,0 +1,188 @@
+// Vectors of floats in the compiler's own vector types. Included by per_isa.h once per instruction
+// set, so it has no include guard and includes nothing.
+
+typedef float Floats __attribute__((vector_size(VECTOR_BYTES)));
+typedef int32_t Ints __attribute__((vector_size(VECTOR_BYTES)));
+constexpr int WIDTH = VECTOR_BYTES / 4;
+constexpr float INF = std::numeric_limits<float>::infinity();
+
+INLINE Floats splat(float x) { return x - Floats{}; }
+INLINE Ints splat(int32_t x) { return x - Ints{}; }
+
+INLINE Ints lane_numbers() {
+  Ints r;
+  for (int i = 0; i < WIDTH; ++i) r[i] = i;
+  return r;
+}
+
+INLINE Floats load(const float* p) {
+  Floats r;
+  std::memcpy(&r, p, sizeof r);
+  return r;
+}
+
+INLINE Floats load(const c10::BFloat16* p) {
+  typedef uint16_t Halves __attribute__((vector_size(VECTOR_BYTES / 2)));
+  Halves h;
+  std::memcpy(&h, p, sizeof h);
+  return (Floats)(__builtin_convertvector(h, Ints) << 16);
+}
+
+INLINE Floats load(const c10::Half* p) {
+#if VECTOR_BYTES == 64
+  return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+#elif VECTOR_BYTES == 32
+  return (Floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#else
+  Floats r;
+  for (int i = 0; i < WIDTH; ++i) r[i] = static_cast<float>(p[i]);
+  return r;
+#endif
+}
+
+template <class T>
+INLINE Floats load_part(const T* p, int64_t n, float rest) {
+  T part[WIDTH];
+  std::memcpy((void*)part, p, n * sizeof(T));
+  std::memset((void*)(part + n), 0, (WIDTH - n) * sizeof(T));
+  return lane_numbers() < splat((int32_t)n) ? load(part) : splat(rest);
+}
+
+INLINE void store(float* p, Floats x) { std::memcpy(p, &x, sizeof x); }
+INLINE void store(int32_t* p, Ints x) { std::memcpy(p, &x, sizeof x); }
+
+// The second operand where either is NaN, as the instructions of x86 do.
+INLINE Floats maximum(Floats a, Floats b) {
+#if VECTOR_BYTES == 64
+  return (Floats)_mm512_max_ps((__m512)a, (__m512)b);
+#elif VECTOR_BYTES == 32
+  return (Floats)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+INLINE Floats minimum(Floats a, Floats b) {
+#if VECTOR_BYTES == 64
+  return (Floats)_mm512_min_ps((__m512)a, (__m512)b);
+#elif VECTOR_BYTES == 32
+  return (Floats)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
+// One bit per lane; 0 in lanes where either is NaN.
+INLINE uint32_t bits_at_least(Floats a, Floats b) {
+#if VECTOR_BYTES == 64
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GE_OQ);
+#elif VECTOR_BYTES == 32
+  return _mm256_movemask_ps((__m256)(a >= b));
+#elif defined(__x86_64__)
+  return _mm_movemask_ps((__m128)(a >= b));
+#else
+  uint32_t r = 0;
+  for (int i = 0; i < WIDTH; ++i) r |= uint32_t{a[i] >= b[i]} << i;
+  return r;
+#endif
+}
+
+// Writes the lanes of x whose bit is set side by side; up to WIDTH values past them are
+// overwritten.
+template <class V, class T>
+INLINE void store_lanes(T* p, V x, uint32_t which) {
+#if VECTOR_BYTES == 64
+  const __m512i packed = _mm512_maskz_compress_epi32(which, (__m512i)x);
+  std::memcpy(p, &packed, sizeof packed);
+#else
+  for (; which; which &= which - 1) *p++ = x[__builtin_ctz(which)];
+#endif
+}
+
+INLINE Floats square_root(Floats x) {
+#if VECTOR_BYTES == 64
+  return (Floats)_mm512_sqrt_ps((__m512)x);
+#elif VECTOR_BYTES == 32
+  return (Floats)_mm256_sqrt_ps((__m256)x);
+#elif defined(__x86_64__)
+  return (Floats)_mm_sqrt_ps((__m128)x);
+#else
+  for (int i = 0; i < WIDTH; ++i) x[i] = std::sqrt(x[i]);
+  return x;
+#endif
+}
+
+INLINE Floats absolute(Floats x) { return (Floats)((Ints)x & 0x7fffffff); }
+
+// Butterfly: lane i with lane i ^ distance.
+template <class V>
+INLINE V swap_lanes(V x, int distance) {
+  return __builtin_shuffle(x, lane_numbers() ^ distance);
+}
+
+INLINE float largest(Floats x) {
+  for (int d = WIDTH / 2; d; d /= 2) x = maximum(x, swap_lanes(x, d));
+  return x[0];
+}
+
+INLINE float total(Floats x) {
+  for (int d = WIDTH / 2; d; d /= 2) x += swap_lanes(x, d);
+  return x[0];
+}
+
+// exp(x) for x <= 0 to 1 ulp; 1 for NaN, which here is inf - inf: no difference.
+// x = n ln 2 + r, exp(r) = 1 + r + r^2 p(r) with p fitted to |r| <= ln(2) / 2.
+INLINE Floats exp_of_negative(Floats x) {
+  x = maximum(minimum(x, Floats{}), splat(-104.0f));  // 0 from there on
+  const float shift = 0x1.8p23f;  // adding and subtracting it rounds to an integer
+  const Floats n = (x * 1.44269504f + shift) - shift;
+  const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  Floats p = r * 1.381453971e-3f + 8.368745315e-3f;
+  p = p * r + 4.166839081e-2f;
+  p = p * r + 1.666652040e-1f;
+  p = p * r + 4.999999343e-1f;
+  p = p * (r * r) + r + 1.0f;
+#if VECTOR_BYTES == 64
+  return (Floats)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+  // In two steps, for results below 2^-126.
+  const Ints power = __builtin_convertvector(n, Ints), half = power >> 1;
+  return p * (Floats)((half + 127) << 23) * (Floats)((power - half + 127) << 23);
+#endif
+}
+
+INLINE Floats sigmoid(Floats x) {
+  const Floats e = exp_of_negative(-absolute(x));
+  return (x < 0.0f ? e : splat(1.0f)) / (1.0f + e);
+}
+
+// log(1 + exp(x)) = max(x, 0) + log1p(e), e = exp(-|x|); log1p(e) = 2 artanh(e / (2 + e)).
+INLINE Floats softplus(Floats x) {
+  const Floats e = exp_of_negative(-absolute(x));
+  const Floats t = e / (2.0f + e), u = t * t;
+  Floats p = u * (1.0f / 15) + 1.0f / 13;
+  p = p * u + 1.0f / 11;
+  p = p * u + 1.0f / 9;
+  p = p * u + 1.0f / 7;
+  p = p * u + 1.0f / 5;
+  p = p * u + 1.0f / 3;
+  p = p * u + 1.0f;
+  return maximum(x, Floats{}) + 2.0f * t * p;
+}
+
+// Rows of a WIDTH x WIDTH block become columns, by log2(WIDTH) perfect shuffles.
+INLINE void transpose(Floats* rows) {
+  Ints low, high;
+  for (int i = 0; i < WIDTH; ++i) {
+    low[i] = i / 2 + (i % 2) * WIDTH;
+    high[i] = low[i] + WIDTH / 2;
+  }
+  for (int step = 1; step < WIDTH; step *= 2) {
+    Floats shuffled[WIDTH];
+    for (int i = 0; i < WIDTH / 2; ++i) {
+      shuffled[2 * i] = __builtin_shuffle(rows[i], rows[i + WIDTH / 2], low);
+      shuffled[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + WIDTH / 2], high);
+    }
+    for (int i = 0; i < WIDTH; ++i) rows[i] = shuffled[i];
+  }
+}
