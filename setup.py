@@ -42,6 +42,7 @@ def native_extension() -> dict:
         # No -march: instruction sets are chosen at run time (kernels/shared/isa.h).
         extra_compile_args=[
             "-O3",
+            "-g0",
             "-std=c++20",
             "-fopenmp",
             "-Wall",

@@ -15,7 +15,7 @@ LOWEST = torch.finfo(torch.float32).min
 def scores(x: Tensor, scoring_func: str) -> Tensor:
     match scoring_func:
         case "softmax":
-            # Made finite, an infinite maximum takes all the mass, in equal shares (inf - inf is NaN).
+            # Made finite, infinite maxima share the mass equally (inf - inf is NaN).
             return x.clamp(LOWEST, -LOWEST).softmax(-1)
         case "sigmoid":
             return x.sigmoid()
@@ -127,7 +127,7 @@ def grouped_topk_backward(
     routed_scaling_factor: float,
     expert_scale: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Gradients of the logits ``(T, E)`` and of `expert_scale` ``(E,)``, from ``grad = dL/dw`` ``(T, top_k)``.
+    """Gradients of the logits ``(T, E)`` and of `expert_scale` ``(E,)``, from ``grad = dL/dw``.
 
     With p = s[experts] and q = p / sum(p) (q = p without renormalising), w = c * r[experts] * q:
 

@@ -1,7 +1,7 @@
 """Grouped top-k routing in NumPy and float64: what the operator means.
 
-For one token with logits x over E experts in G contiguous groups of N = E / G
-(MoGE: Pangu Pro MoE, arXiv 2505.21411, eq. 5-7; group-limited: DeepSeek-V3, arXiv 2412.19437, eq. 12-16):
+For one token with logits x over E experts in G contiguous groups of N = E / G (MoGE: Pangu Pro
+MoE, arXiv 2505.21411, eq. 5-7; group-limited: DeepSeek-V3, arXiv 2412.19437, eq. 12-16):
 
     s   = softmax(x) | sigmoid(x) | sqrt(softplus(x)) | x       scores
     key = x  without a bias (every score grows with x),  s + bias  with one
@@ -9,7 +9,8 @@ For one token with logits x over E experts in G contiguous groups of N = E / G
     kept = the topk_group groups with the largest r_g
     selected = the top_k / topk_group largest keys of every kept group       (balanced: MoGE)
              | the top_k largest keys over all kept groups                   (group-limited, plain)
-    w   = s[selected];  w /= sum(w) if renormalize;  w *= routed_scaling_factor * expert_scale[selected]
+    w   = s[selected];  w /= sum(w) if renormalize
+    w  *= routed_scaling_factor * expert_scale[selected]
 
 Keys are float32. The larger key comes first, of equal keys the lower index; NaN counts as -inf.
 """
@@ -20,7 +21,7 @@ EPSILON = 1e-20  # keeps the renormalised weights of an all-zero selection at ze
 
 
 def scores(x, scoring_func):
-    """Scores of logits ``(T, E)``. An infinite maximum takes all the softmax's mass, in equal shares."""
+    """Scores of logits ``(T, E)``. Infinite maxima share the softmax's mass equally."""
     if scoring_func == "softmax":
         top = x.max(-1, keepdims=True)
         e = np.exp(np.where(x == top, 0.0, x - top))
@@ -33,7 +34,7 @@ def scores(x, scoring_func):
 
 
 def first_largest(keys, k):
-    """Indices of the ``k`` largest keys along the last axis, largest first, ties to the lowest index."""
+    """Indices of the ``k`` largest keys, largest first, ties to the lowest index."""
     return np.argsort(-keys, axis=-1, kind="stable")[..., :k]
 
 

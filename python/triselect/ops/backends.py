@@ -1,6 +1,6 @@
 """Which backends can run here, and why not where they cannot.
 
-A backend that was named and cannot run raises `BackendUnavailable`; only ``backend="auto"`` chooses.
+A named backend that cannot run raises `BackendUnavailable`; only ``backend="auto"`` chooses.
 """
 
 import os

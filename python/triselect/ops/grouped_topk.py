@@ -35,7 +35,7 @@ def grouped_topk(
     expert_scale: Tensor | None = None,
     backend: str = "auto",
 ) -> Routing:
-    """Choose `top_k` experts per token, freely, from the best groups, or evenly from every kept group.
+    """Choose `top_k` experts per token: freely, from the best groups, or evenly from each of them.
 
     Parameters
     ----------
@@ -80,9 +80,9 @@ def grouped_topk(
 
     Notes
     -----
-    Keys are the logits where no bias is given (every score grows with its logit) and score + bias in
-    float32 where one is. Higher keys first, equal keys by lowest index, -0 = +0. A softmax over an
-    infinite maximum shares its mass equally among the maxima. Differentiable in `logits` and
+    Keys are the logits where no bias is given (every score grows with its logit) and score + bias
+    in float32 where one is. Higher keys first, equal keys by lowest index, -0 = +0. A softmax over
+    infinite maxima shares its mass equally among them. Differentiable in `logits` and
     `expert_scale`; the selection itself and the bias have no gradient.
 
     MoGE: Pangu Pro MoE, arXiv 2505.21411, eq. 5-7. Group-limited: DeepSeek-V2, arXiv 2405.04434;
@@ -191,8 +191,8 @@ def _validate(
         )
     if balanced and top_k % topk_group:
         raise ValueError(
-            f"balanced routing takes top_k / topk_group experts from each kept group: top_k = {top_k} "
-            f"must be a multiple of topk_group = {topk_group}"
+            "balanced routing takes top_k / topk_group experts from each kept group: "
+            f"top_k = {top_k} must be a multiple of topk_group = {topk_group}"
         )
     if scoring_func not in SCORING_FUNCS:
         raise ValueError(f"scoring_func must be one of {SCORING_FUNCS}, got {scoring_func!r}")
@@ -215,8 +215,8 @@ def _validate(
             )
 
 
-# One name, two overloads. The first is chosen by the dispatcher alone and has no autograd: inference.
-# The second takes the backend's name, also "auto", and is differentiable.
+# One name, two overloads. The first is chosen by the dispatcher alone and has no autograd:
+# inference. The second takes the backend's name, also "auto", and is differentiable.
 
 _ARGUMENTS = (
     "Tensor logits, int top_k, int num_expert_group, int topk_group, bool balanced, "
