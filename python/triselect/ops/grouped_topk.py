@@ -1,6 +1,6 @@
 """`grouped_topk`: MoE routing over groups of experts."""
 
-from math import isfinite
+from math import inf
 from typing import Any, NamedTuple
 
 import torch
@@ -198,7 +198,7 @@ def _validate(
         raise ValueError(f"scoring_func must be one of {SCORING_FUNCS}, got {scoring_func!r}")
     if group_score not in GROUP_SCORES:
         raise ValueError(f"group_score must be one of {GROUP_SCORES}, got {group_score!r}")
-    if not isfinite(factor):
+    if not abs(factor) < inf:  # math.isfinite breaks the graph of torch.compile
         raise ValueError(f"routed_scaling_factor must be finite, got {factor}")
     for name, vector in (("e_score_correction_bias", bias), ("expert_scale", expert_scale)):
         if vector is None:
