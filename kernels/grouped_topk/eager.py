@@ -18,11 +18,17 @@ def scores(x: Tensor, scoring_func: str) -> Tensor:
             # Made finite, infinite maxima share the mass equally (inf - inf is NaN).
             return x.clamp(LOWEST, -LOWEST).softmax(-1)
         case "sigmoid":
-            return x.sigmoid()
+            return wide(x).sigmoid().float()
         case "sqrt_softplus":
-            return torch.logaddexp(x, x.new_zeros(())).sqrt()
+            return torch.logaddexp(wide(x), x.new_zeros(())).sqrt().float()
         case _:
             return x
+
+
+def wide(x: Tensor) -> Tensor:
+    """On the CPU, torch's vector code and its scalar code for the rest of an array differ in the
+    last bit, so that equal logits would not tie. Rounded from float64 they do."""
+    return x.double() if x.is_cpu else x
 
 
 def nan_last(keys: Tensor) -> Tensor:
