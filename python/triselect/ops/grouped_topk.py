@@ -10,6 +10,7 @@ from triselect.ops import backends
 
 SCORING_FUNCS = ("softmax", "sigmoid", "sqrt_softplus", "identity")
 GROUP_SCORES = ("max", "top2_sum")
+INTEGERS = (int, torch.SymInt)  # symbolic where torch.compile makes them so
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -169,13 +170,14 @@ def _validate(
     if logits.dtype not in DTYPES:
         raise TypeError(f"logits must be float32, float16 or bfloat16, got {logits.dtype}")
     experts = logits.shape[1]
-    for name, value in (
-        ("top_k", top_k),
-        ("num_expert_group", groups),
-        ("topk_group", topk_group),
-    ):
-        if not isinstance(value, int | torch.SymInt) or isinstance(value, bool):
-            raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if not (type(top_k) is type(groups) is type(topk_group) is int):
+        for name, value in {
+            "top_k": top_k,
+            "num_expert_group": groups,
+            "topk_group": topk_group,
+        }.items():
+            if isinstance(value, bool) or not isinstance(value, INTEGERS):
+                raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if groups < 1 or experts % groups:
         raise ValueError(
             f"num_expert_group must divide the number of experts, {experts}, got {groups}"
@@ -200,19 +202,21 @@ def _validate(
         raise ValueError(f"group_score must be one of {GROUP_SCORES}, got {group_score!r}")
     if not abs(factor) < inf:  # math.isfinite breaks the graph of torch.compile
         raise ValueError(f"routed_scaling_factor must be finite, got {factor}")
-    for name, vector in (("e_score_correction_bias", bias), ("expert_scale", expert_scale)):
-        if vector is None:
-            continue
-        if not isinstance(vector, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(vector).__name__}")
-        if vector.shape != (experts,):
-            raise ValueError(f"{name} must be (experts,) = ({experts},), got {tuple(vector.shape)}")
-        if vector.dtype not in DTYPES:
-            raise TypeError(f"{name} must be float32, float16 or bfloat16, got {vector.dtype}")
-        if vector.device != logits.device:
-            raise ValueError(
-                f"{name} must be on {logits.device} as the logits, got {vector.device}"
-            )
+    if bias is not None:
+        _validate_vector("e_score_correction_bias", bias, experts, logits.device)
+    if expert_scale is not None:
+        _validate_vector("expert_scale", expert_scale, experts, logits.device)
+
+
+def _validate_vector(name: str, vector: Tensor, experts: int, device: torch.device) -> None:
+    if not isinstance(vector, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(vector).__name__}")
+    if vector.shape != (experts,):
+        raise ValueError(f"{name} must be (experts,) = ({experts},), got {tuple(vector.shape)}")
+    if vector.dtype not in DTYPES:
+        raise TypeError(f"{name} must be float32, float16 or bfloat16, got {vector.dtype}")
+    if vector.device != device:
+        raise ValueError(f"{name} must be on {device} as the logits, got {vector.device}")
 
 
 # One name, two overloads. The first is chosen by the dispatcher alone and has no autograd:
