@@ -59,6 +59,7 @@ def of_calls(tokens: int) -> dict[str, Allocations]:
 
 def _measure(library: str, tokens: int) -> dict[str, Allocations]:
     import torch
+
     import triselect
     from triselect.report import baselines, routers
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
+
 from triselect.ops import backends
 from triselect.report import capabilities, device_timing
 from triselect.report.providers import LABELS, Providers, providers

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from triselect.report import machine
 
 

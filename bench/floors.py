@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
 from triselect.report.routers import Router
 
 HERE = Path(__file__).parent

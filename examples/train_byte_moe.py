@@ -25,11 +25,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-import triselect
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import save_file
 from torch import Tensor
+
+import triselect
 from triselect.models import ByteMoE, ByteMoEConfig, byte_moe
 from triselect.moe import balance
 

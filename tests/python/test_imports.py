@@ -11,6 +11,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
+
 import triselect
 
 PACKAGE = Path(triselect.__file__).parent

@@ -1,6 +1,5 @@
 """`grouped_topk`: MoE routing over groups of experts."""
 
-from math import inf
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +10,8 @@ from triselect.ops import backends
 SCORING_FUNCS = ("softmax", "sigmoid", "sqrt_softplus", "identity")
 GROUP_SCORES = ("max", "top2_sum")
 INTEGERS = (int, torch.SymInt)  # symbolic where torch.compile makes them so
+NUMBERS = (float, int, torch.SymFloat, torch.SymInt)
+LARGEST = torch.finfo(torch.float32).max
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -108,6 +109,7 @@ def grouped_topk(
         scoring_func,
         group_score,
         e_score_correction_bias,
+        renormalize,
         routed_scaling_factor,
         expert_scale,
     )
@@ -160,6 +162,7 @@ def _validate(
     scoring_func: str,
     group_score: str,
     bias: Tensor | None,
+    renormalize: bool,
     factor: float,
     expert_scale: Tensor | None,
 ) -> None:
@@ -200,8 +203,14 @@ def _validate(
         raise ValueError(f"scoring_func must be one of {SCORING_FUNCS}, got {scoring_func!r}")
     if group_score not in GROUP_SCORES:
         raise ValueError(f"group_score must be one of {GROUP_SCORES}, got {group_score!r}")
-    if not abs(factor) < inf:  # math.isfinite breaks the graph of torch.compile
-        raise ValueError(f"routed_scaling_factor must be finite, got {factor}")
+    if not (type(balanced) is type(renormalize) is bool):
+        for name, value in {"balanced": balanced, "renormalize": renormalize}.items():
+            if type(value) is not bool:
+                raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+    if not isinstance(factor, NUMBERS):
+        raise TypeError(f"routed_scaling_factor must be a number, got {type(factor).__name__}")
+    if not abs(factor) <= LARGEST:  # math.isfinite would break the graph of torch.compile
+        raise ValueError(f"routed_scaling_factor must be finite in float32, got {factor}")
     if bias is not None:
         _validate_vector("e_score_correction_bias", bias, experts, logits.device)
     if expert_scale is not None:

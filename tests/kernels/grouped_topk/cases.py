@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-import triselect
 from torch import Tensor
+
+import triselect
 from triselect.ops import backends
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import triselect
 from torch import Tensor
 from triselect.kernels.grouped_topk import reference
+
+import triselect
 
 EPS = float(np.finfo(np.float32).eps)
 LARGEST = float(np.finfo(np.float32).max)

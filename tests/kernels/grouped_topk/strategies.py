@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+
 from triselect.ops.grouped_topk import GROUP_SCORES, SCORING_FUNCS
 
 from .cases import DTYPES, LAYOUTS

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
-import triselect
 from torch.utils._python_dispatch import TorchDispatchMode
 from triselect.kernels.grouped_topk import eager, reference
+
+import triselect
 
 from .cases import SETTINGS, every_backend, inputs
 from .compare import DEFAULTS, complete

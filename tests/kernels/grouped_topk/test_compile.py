@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+
 import triselect
 
 from .cases import SETTINGS, every_backend, inputs

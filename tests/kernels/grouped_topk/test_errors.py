@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+
 import triselect
 from triselect.ops import backends
 
@@ -77,13 +78,25 @@ BAD = {
     "factor-nan": (
         {"routed_scaling_factor": math.nan},
         ValueError,
-        "routed_scaling_factor must be finite, got nan",
+        "routed_scaling_factor must be finite in float32, got nan",
     ),
     "factor-inf": (
         {"routed_scaling_factor": -math.inf},
         ValueError,
-        "routed_scaling_factor must be finite, got -inf",
+        "routed_scaling_factor must be finite in float32, got -inf",
     ),
+    "factor-overflows": (
+        {"routed_scaling_factor": 1e39},
+        ValueError,
+        "routed_scaling_factor must be finite in float32, got 1e+39",
+    ),
+    "factor-str": (
+        {"routed_scaling_factor": "2"},
+        TypeError,
+        "routed_scaling_factor must be a number, got str",
+    ),
+    "balanced-none": ({"balanced": None}, TypeError, "balanced must be a bool, got NoneType"),
+    "renormalize-str": ({"renormalize": "no"}, TypeError, "renormalize must be a bool, got str"),
     "backend": (
         {"backend": "cuda"},
         ValueError,

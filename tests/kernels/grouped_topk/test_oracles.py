@@ -8,6 +8,7 @@ a softmax of ordinary logits does.
 
 import pytest
 import torch
+
 import triselect
 
 from .cases import every_backend

@@ -6,6 +6,7 @@ On a GPU the tests of every backend run it too, at any size (test_equivalence, t
 import numpy as np
 import pytest
 import torch
+
 import triselect
 
 from .cases import LAYOUTS, SETTINGS, Backend, every_dtype, every_setting, inputs

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
 from triselect import grouped_topk
 from triselect.models import ByteMoE, ByteMoEConfig, byte_moe, load_byte_moe, router_logits
 from triselect.moe.balance import imbalance_score

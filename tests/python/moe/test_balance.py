@@ -5,6 +5,7 @@ from math import sqrt
 import numpy as np
 import pytest
 import torch
+
 from triselect import grouped_topk
 from triselect.moe.balance import (
     active_experts,

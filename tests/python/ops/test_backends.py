@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from triselect.ops import backends
 
 TORCH = torch.__version__.split("+")[0].replace(".", "_")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from triselect.report import baselines
 from triselect.report.providers import providers
 from triselect.report.routers import BALANCED, DEEPSEEK_V3, LIMITED, OTHERS, PANGU, PLAIN, tokens_of

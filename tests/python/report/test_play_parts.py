@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from triselect.report import capabilities, interpreted, loads, machine
 from triselect.report.equivalence import judge
 from triselect.report.routers import DEEPSEEK_V3, PANGU

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from triselect.report import routers
 from triselect.report.routers import DEEPSEEK_V3, OTHERS, PANGU, Router, tokens_of
 

@@ -3,6 +3,7 @@
 import gc
 
 import pytest
+
 from triselect.report.timing import interleaved, summary
 
 
