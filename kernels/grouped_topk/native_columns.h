@@ -18,39 +18,51 @@ INLINE void load_columns(const T* logits, int64_t stride, int64_t n, int64_t exp
   }
 }
 
-// The first k of a group's keys in order: insertion, a new key passing those it is larger than.
-INLINE void first_largest_columns(const Floats* key, int64_t begin, int64_t size, int64_t k,
+// The K largest of a group's keys in order: insertion, a new key passing those it is larger than.
+template <int K>
+INLINE void first_largest_columns(const Floats* key, int64_t begin, int64_t size, Floats* largest,
                                   Ints* chosen) {
-  Floats best[FEW];
-  Ints index[FEW];
+  Floats best[K];
+  Ints index[K];
   for (int64_t j = 0; j < size; ++j) {
     const Floats x = key[begin + j];
     const Ints id = splat((int32_t)(begin + j));
-    int64_t slot = std::min(j, k - 1);
-    if (j < k) {
-      best[slot] = x;
-      index[slot] = id;
-    } else {
-      const Ints beats = x > best[slot];
-      best[slot] = beats ? x : best[slot];
-      index[slot] = beats ? id : index[slot];
-    }
-    for (; slot > 0; --slot) {
+    const Ints beats = j < K ? splat(-1) : x > best[K - 1];
+    const int last = j < K ? j : K - 1;
+    best[last] = beats ? x : best[last];
+    index[last] = beats ? id : index[last];
+#pragma GCC unroll 4
+    for (int slot = K - 1; slot > 0; --slot) {
+      if (slot > last) continue;
       const Floats a = best[slot - 1], b = best[slot];
-      const Ints i = index[slot - 1], beats = b > a;
-      best[slot - 1] = beats ? b : a;
-      best[slot] = beats ? a : b;
-      index[slot - 1] = beats ? index[slot] : i;
-      index[slot] = beats ? i : index[slot];
+      const Ints i = index[slot - 1], passes = b > a;
+      best[slot - 1] = passes ? b : a;
+      best[slot] = passes ? a : b;
+      index[slot - 1] = passes ? index[slot] : i;
+      index[slot] = passes ? i : index[slot];
     }
   }
-  for (int64_t i = 0; i < k; ++i) chosen[i] = index[i];
+  for (int k = 0; k < K; ++k) {
+    largest[k] = best[k];
+    chosen[k] = index[k];
+  }
 }
 
-INLINE Floats at_columns(const Floats* table, Ints index) {
-  Floats r;
-  for (int i = 0; i < WIDTH; ++i) r[i] = ((const float*)table)[index[i] * WIDTH + i];
-  return r;
+// out[lane][slot] of a row of `slots` = in[slot][lane], for the first `lanes`.
+INLINE void store_columns(const Floats* in, int64_t slots, int64_t lanes, float* out) {
+  for (int64_t k = 0; k < slots; k += WIDTH) {
+    const int64_t width = std::min<int64_t>(WIDTH, slots - k);
+    Floats block[WIDTH];
+    for (int i = 0; i < WIDTH; ++i) block[i] = in[k + std::min<int64_t>(i, width - 1)];
+    transpose(block);
+    for (int64_t i = 0; i < lanes; ++i) store_part(out + i * slots + k, block[i], width);
+  }
+}
+
+INLINE Floats look_up(const float* table, Ints index) {
+  float r[WIDTH];
+  for (int i = 0; i < WIDTH; ++i) r[i] = table[index[i]];
+  return load(r);
 }
 
 template <class T>
@@ -73,20 +85,25 @@ void route_columns(const T* logits, int64_t stride, int64_t n, const Options& o,
       for (int64_t e = 0; e < o.experts; ++e) key[e] = nan_last(s[e] + o.bias[e]);
       keys = key;
     }
-    for (int64_t g = 0; g < o.groups; ++g)
-      first_largest_columns(keys, g * o.size, o.size, o.per_group, chosen + g * o.per_group);
+    for (int64_t g = 0, k = 0; g < o.experts; g += o.size, k += o.per_group) {
+      if (o.per_group == 1) first_largest_columns<1>(keys, g, o.size, p + k, chosen + k);
+      if (o.per_group == 2) first_largest_columns<2>(keys, g, o.size, p + k, chosen + k);
+      if (o.per_group == 3) first_largest_columns<3>(keys, g, o.size, p + k, chosen + k);
+      if (o.per_group == 4) first_largest_columns<4>(keys, g, o.size, p + k, chosen + k);
+    }
 
     Floats all{};
-    for (int64_t k = 0; k < o.top_k; ++k)
-      all += p[k] = scored(at_columns(x, chosen[k]), o.scoring, top, sum);
+    for (int64_t k = 0; k < o.top_k; ++k) {
+      // Without a bias the key is the logit.
+      if (o.bias) p[k] = look_up((float*)x, chosen[k] * WIDTH + lane_numbers());
+      all += p[k] = scored(p[k], o.scoring, top, sum);
+    }
     for (int64_t k = 0; k < o.top_k; ++k) {
       if (o.renormalize) p[k] /= all + EPSILON;
       p[k] *= o.factor;
-      for (int64_t i = 0; i < lanes; ++i) {
-        const int32_t e = chosen[k][i];
-        experts[(t + i) * o.top_k + k] = e;
-        weights[(t + i) * o.top_k + k] = o.scale ? p[k][i] * o.scale[e] : p[k][i];
-      }
+      if (o.scale) p[k] *= look_up(o.scale, chosen[k]);
     }
+    store_columns(p, o.top_k, lanes, weights + t * o.top_k);
+    store_columns((Floats*)chosen, o.top_k, lanes, (float*)experts + t * o.top_k);
   }
 }

@@ -51,6 +51,17 @@ INLINE Floats load_part(const T* p, int64_t n, float rest) {
 INLINE void store(float* p, Floats x) { std::memcpy(p, &x, sizeof x); }
 INLINE void store(int32_t* p, Ints x) { std::memcpy(p, &x, sizeof x); }
 
+INLINE void store_part(float* p, Floats x, int64_t n) {
+#if VECTOR_BYTES == 64
+  _mm512_mask_storeu_ps(p, (1u << n) - 1, (__m512)x);
+#else
+  if (n == WIDTH)
+    store(p, x);
+  else
+    for (int64_t i = 0; i < n; ++i) p[i] = x[i];
+#endif
+}
+
 // The second operand where either is NaN, as the instructions of x86 do.
 INLINE Floats maximum(Floats a, Floats b) {
 #if VECTOR_BYTES == 64

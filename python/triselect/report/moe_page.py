@@ -59,7 +59,7 @@ def equivalence_table(found: Findings) -> Table:
         ]
         router = NAMES[single.router]
         rows.append((_backend(single), router, *same, f"{worst:.1e}", f"{mean:.1e}"))
-    columns = ("backend", "router", "same, float32", "same, bfloat16", "worst error", "mean error")
+    columns = ("backend", "router", "same, float32", "same, bfloat16", "worst", "mean")
     caption = (
         "Same: tokens with the same experts in the same order. Errors are those of the weights, "
         "relative to the float64 reference; half a unit in the last place of float32 is 6.0e-08."

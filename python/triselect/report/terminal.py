@@ -18,8 +18,13 @@ def show(console: Console, table: Table) -> None:
     """Print a table, losing cells in red."""
     drawn = RichTable(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False)
     for i, name in enumerate(table.columns):
-        numeric = table.numeric(i)
-        drawn.add_column(name, justify="right" if numeric else "left", no_wrap=numeric)
+        cells = [row[i].lstrip("!") for row in table.rows]
+        if table.numeric(i):
+            # Headers wrap before numbers do.
+            drawn.add_column(name, justify="right", min_width=max(map(len, cells), default=0))
+        else:
+            words = (len(word) for cell in cells for word in cell.split())
+            drawn.add_column(name, min_width=max(words, default=0))
     for row in table.rows:
         cells = [f"[red]{escape(c[1:])}[/]" if c.startswith("!") else escape(c) for c in row]
         drawn.add_row(*cells)
