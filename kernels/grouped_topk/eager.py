@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 EPSILON = 1e-20
-LOWEST = torch.finfo(torch.float32).min
 
 
 def scores(x: Tensor, scoring_func: str) -> Tensor:
     match scoring_func:
         case "softmax":
-            # Made finite, infinite maxima share the mass equally (inf - inf is NaN).
-            return x.clamp(LOWEST, -LOWEST).softmax(-1)
+            # inf - inf is no difference: infinite maxima share the mass equally.
+            difference = x - x.detach().amax(-1, keepdim=True)
+            return difference.nan_to_num(nan=0.0, neginf=-inf).softmax(-1)
         case "sigmoid":
             return wide(x).sigmoid().float()
         case "sqrt_softplus":

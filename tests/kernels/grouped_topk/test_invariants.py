@@ -167,6 +167,14 @@ def test_infinite_maxima_share_the_mass_of_the_softmax(backend, renormalize):
 
 
 @every_backend
+def test_the_largest_float_is_not_infinity(backend):
+    inf, most = torch.inf, torch.finfo(torch.float32).max
+    got = backend(torch.tensor([[-inf, -most], [most, inf]]), top_k=2)
+    assert got.experts.tolist() == [[1, 0], [1, 0]]
+    assert got.weights.tolist() == [[1, 0], [1, 0]]
+
+
+@every_backend
 def test_minus_zero_equals_zero(backend):
     logits = torch.tensor([[-0.0, 0.0, -0.0, 0.0, -1.0, 0.0], [0.0, -0.0, 0.0, -0.0, 1.0, -0.0]])
     for options in ({}, {"scoring_func": "identity", "e_score_correction_bias": -torch.zeros(6)}):
