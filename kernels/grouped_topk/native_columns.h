@@ -59,12 +59,6 @@ INLINE void store_columns(const Floats* in, int64_t slots, int64_t lanes, float*
   }
 }
 
-INLINE Floats look_up(const float* table, Ints index) {
-  float r[WIDTH];
-  for (int i = 0; i < WIDTH; ++i) r[i] = table[index[i]];
-  return load(r);
-}
-
 template <class T>
 void route_columns(const T* logits, int64_t stride, int64_t n, const Options& o, float* weights,
                    int32_t* experts) {
@@ -95,13 +89,13 @@ void route_columns(const T* logits, int64_t stride, int64_t n, const Options& o,
     Floats all{};
     for (int64_t k = 0; k < o.top_k; ++k) {
       // Without a bias the key is the logit.
-      if (o.bias) p[k] = look_up((float*)x, chosen[k] * WIDTH + lane_numbers());
+      if (o.bias) p[k] = gather((float*)x, chosen[k] * WIDTH + lane_numbers());
       all += p[k] = scored(p[k], o.scoring, top, sum);
     }
     for (int64_t k = 0; k < o.top_k; ++k) {
       if (o.renormalize) p[k] /= all + EPSILON;
       p[k] *= o.factor;
-      if (o.scale) p[k] *= look_up(o.scale, chosen[k]);
+      if (o.scale) p[k] *= gather(o.scale, chosen[k]);
     }
     store_columns(p, o.top_k, lanes, weights + t * o.top_k);
     store_columns((Floats*)chosen, o.top_k, lanes, (float*)experts + t * o.top_k);

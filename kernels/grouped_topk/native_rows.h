@@ -38,6 +38,7 @@ struct Runs {
 // At least k keys reach this: the k-th largest of 2k and more maxima over every so many keys.
 INLINE float threshold(const Runs& runs, int64_t k) {
   const int64_t pieces = runs.count * ((runs.size + WIDTH - 1) / WIDTH);
+  if (pieces == 1) return -INF;  // one vector of candidates: ranking them is all there is to do
   const int64_t parts = std::min((2 * k + WIDTH - 1) / WIDTH, pieces);
   Floats top[CLASSES / WIDTH], one = splat(-INF);
   float tops[CLASSES];
@@ -77,15 +78,20 @@ INLINE void first_largest_row(const Runs& runs, int64_t k, int32_t* chosen) {
         const Floats x = load(runs.keys + at);
         uint32_t which = bits_at_least(x, enough);
         if (runs.size - i < WIDTH) which &= (1u << (runs.size - i)) - 1;
-        store_lanes(key + found, x, which);
         store_lanes(id + found, lane_numbers() + (int32_t)at, which);
         found += __builtin_popcount(which);
       }
   }
   if (found <= MANY) {
     // Whole vectors, filled up with keys that come last: loops of a length that can be predicted.
-    store(key + found, splat(-INF));
+    store(id + found, splat(runs.start[0]));
     const int64_t filled = (found + WIDTH - 1) / WIDTH * WIDTH;
+    for (int64_t i = 0; i < filled; i += WIDTH) {
+      Ints at;
+      std::memcpy(&at, id + i, sizeof at);
+      const Floats x = gather(runs.keys, at);
+      store(key + i, lane_numbers() < splat((int32_t)(found - i)) ? x : splat(-INF));
+    }
     for (int64_t i = 0; i < filled; i += WIDTH) {
       int32_t rank[WIDTH];
       store(rank, ranks(key, filled, load(key + i), i));

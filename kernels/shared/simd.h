@@ -62,6 +62,16 @@ INLINE void store_part(float* p, Floats x, int64_t n) {
 #endif
 }
 
+INLINE Floats gather(const float* table, Ints index) {
+#if VECTOR_BYTES == 64
+  return (Floats)_mm512_i32gather_ps((__m512i)index, table, 4);
+#else
+  float r[WIDTH];
+  for (int i = 0; i < WIDTH; ++i) r[i] = table[index[i]];
+  return load(r);
+#endif
+}
+
 // The second operand where either is NaN, as the instructions of x86 do.
 INLINE Floats maximum(Floats a, Floats b) {
 #if VECTOR_BYTES == 64
