@@ -100,7 +100,8 @@ INLINE void first_largest_row(const Runs& runs, int64_t k, int32_t* chosen) {
     std::copy(ordered, ordered + k, chosen);
     return;
   }
-  std::vector<int32_t> order;
+  static thread_local std::vector<int32_t> order;
+  order.clear();
   for (int64_t g = 0; g < runs.count; ++g)
     for (int64_t i = 0; i < runs.size; ++i) order.push_back(runs.start[g] + i);
   std::partial_sort(order.begin(), order.begin() + k, order.end(), Before{runs.keys});
