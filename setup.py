@@ -39,11 +39,11 @@ def native_extension() -> dict:
         sorted(glob("kernels/*/native.cpp")),
         depends=sorted(glob("kernels/*/*.h")),
         include_dirs=[os.path.abspath("kernels/shared")],
-        # No -march: instruction sets are chosen at run time (kernels/shared/isa.h).
+        # No -march: instruction sets are chosen at run time (kernels/shared/isa.h). No -std: torch
+        # adds the one that its headers need.
         extra_compile_args=[
             "-O3",
             "-g0",
-            "-std=c++20",
             "-fopenmp",
             "-Wall",
             "-Wno-psabi",

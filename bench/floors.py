@@ -22,7 +22,7 @@ def missing() -> str | None:
             "triselect_floors",
             [str(HERE / "floors.cpp")],
             extra_include_paths=[str(HERE), str(HERE.parent / "kernels" / "shared")],
-            extra_cflags=["-O3", "-std=c++20", "-fopenmp", "-Wno-psabi", "-Wno-unknown-pragmas"],
+            extra_cflags=["-O3", "-fopenmp", "-Wno-psabi", "-Wno-unknown-pragmas"],
             extra_ldflags=["-fopenmp"],
             is_python_module=False,
         )

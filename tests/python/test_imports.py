@@ -82,6 +82,17 @@ def test_works_where_nothing_optional_is_installed(tmp_path):
     assert refusal.startswith("backend 'triton' cannot run here: triton is not installed")
 
 
+def test_asks_cuda_nothing(tmp_path):
+    """A process that has asked CUDA for its devices cannot use them after a fork."""
+    code = (
+        "import torch\n"
+        "def asked(*_): raise AssertionError('CUDA was asked')\n"
+        "torch.cuda.is_available = torch.cuda.device_count = asked\n"
+        "import triselect; print('imported')"
+    )
+    assert fresh(code, tmp_path, TRITON_INTERPRET="0") == "imported"
+
+
 def test_the_backends_import_none_of_each_other(tmp_path):
     code = (
         "import sys, torch, triselect\n"

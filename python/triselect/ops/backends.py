@@ -23,9 +23,7 @@ def missing_native() -> str | None:
     package = Path(__file__).parents[1]
     version = torch.__version__.split("+")[0]
     library = package / f"_native_torch_{version.replace('.', '_')}.so"
-    install = (
-        "install a C++17 compiler and run `pip install --no-build-isolation` on triselect again"
-    )
+    install = "install g++ and run `pip install --no-build-isolation` on triselect again"
     if not library.exists():
         others = sorted(path.stem for path in package.glob("_native_torch_*.so"))
         if others:
@@ -38,10 +36,15 @@ def missing_native() -> str | None:
     return None
 
 
+def triton_installed() -> bool:
+    """Whether GPU tensors can go to Triton. Asks CUDA nothing: that would rule out a later fork."""
+    return find_spec("triton") is not None
+
+
 @cache
 def missing_triton() -> str | None:
     """Why Triton kernels cannot run here, or None where they can."""
-    if find_spec("triton") is None:
+    if not triton_installed():
         return "triton is not installed: pip install 'triselect[triton]'"
     if os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available():
         return None

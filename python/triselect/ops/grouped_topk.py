@@ -287,7 +287,7 @@ def _by_name(*args: Any) -> tuple[Tensor, Tensor]:
 _library.impl("grouped_topk", _eager, "CompositeExplicitAutograd")
 _library.impl("grouped_topk.backend", _by_name, "CompositeExplicitAutograd")
 backends.missing_native()  # loads the extension where it was built: it registers itself for CPU
-if backends.missing_triton() is None:
+if backends.triton_installed():
     _library.impl("grouped_topk", _triton, "CUDA")
 
 

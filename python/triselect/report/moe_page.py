@@ -9,7 +9,7 @@ from triselect.report.capabilities import Backend, Choice
 from triselect.report.equivalence import Verdict
 from triselect.report.figures import ROUTINGS
 from triselect.report.loads import Load
-from triselect.report.page import Figure, Page, Section, Table
+from triselect.report.page import Figure, Page, Section, Table, micro, times
 from triselect.report.providers import LABELS, RIVALS, SHORT
 from triselect.report.routers import DEEPSEEK_V3, LIMITED, PANGU, PLAIN
 from triselect.report.speed import Speed, geometric_mean
@@ -110,19 +110,6 @@ def load_table(found: Sequence[Load]) -> Table:
         f"{loads.SHOWN}, over the mean. Devices: how many a token is sent to. The last row is "
         "simulated: random numbers instead of logits.",
     )
-
-
-def micro(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def times(ratio: float | None) -> str:
-    if ratio is None:
-        return ""
-    if ratio >= 1:
-        digits = 0 if ratio >= 99.5 else 1 if ratio >= 9.95 else 2
-        return f"{ratio:,.{digits}f}×"
-    return f"!{ratio:.2f}×" if ratio >= 0.1 else f"!{ratio:.1g}×"
 
 
 def page(found: Findings) -> Page:

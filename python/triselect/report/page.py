@@ -27,6 +27,21 @@ class Table:
         return bool(cells) and all(re.match(r"(!|all )?\d", cell) for cell in cells)
 
 
+def micro(value: float) -> str:
+    """A cell of microseconds."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def times(ratio: float | None) -> str:
+    """A cell that says how many times as long another takes; below 1 it is marked as losing."""
+    if ratio is None:
+        return ""
+    if ratio >= 1:
+        digits = 0 if ratio >= 99.5 else 1 if ratio >= 9.95 else 2
+        return f"{ratio:,.{digits}f}×"
+    return f"!{ratio:.2f}×" if ratio >= 0.1 else f"!{ratio:.1g}×"
+
+
 @dataclass(frozen=True)
 class Figure:
     """A plotly figure and the one sentence that says what it shows."""

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from triselect.report.machine import header
-from triselect.report.moe_page import micro, times
-from triselect.report.page import Page, Section, Table
+from triselect.report.page import Page, Section, Table, micro, times
 from triselect.report.providers import LABELS, RIVALS, SHORT
 from triselect.report.speed import geometric_mean
 from triselect.report.timing import Timing
