@@ -25,8 +25,9 @@ struct Before {
   }
 };
 
-constexpr int MANY = 128;  // candidates, past which ranking by counting loses to sorting
-constexpr int CLASSES = 64;
+constexpr int MANY =
+    128;  // candidates to rank by counting; more, as where most keys tie, are sorted
+constexpr int CLASSES = 64;  // maxima to take the threshold from, so k up to half of that
 
 // Where to select: `count` runs of `size` keys each, the g-th beginning at start[g] (ascending).
 struct Runs {
