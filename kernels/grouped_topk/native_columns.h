@@ -2,7 +2,7 @@
 // expert costs a compare and two blends for WIDTH tokens and nothing crosses lanes.
 
 // Experts per group that go this way. Measured against rows: 13 times as fast for one of 8 in each
-// of 8 groups, twice for 4 of 32, about even for 4 of 128 in each of 2.
+// of 8 groups, twice for 4 of 32, a tenth slower for 4 of 128 in each of 2.
 constexpr int FEW = 4;
 
 // x[e] = logits of expert e, a token per lane; lanes past n repeat the last token.

@@ -25,9 +25,10 @@ struct Before {
   }
 };
 
-constexpr int MANY =
-    128;  // candidates to rank by counting; more, as where most keys tie, are sorted
-constexpr int CLASSES = 64;  // maxima to take the threshold from, so k up to half of that
+// At most so many candidates are ranked by counting; more, as where most keys tie, are sorted.
+constexpr int MANY = 128;
+// The threshold is taken from so many maxima, which serves k up to half of that.
+constexpr int CLASSES = 64;
 
 // Where to select: `count` runs of `size` keys each, the g-th beginning at start[g] (ascending).
 struct Runs {
