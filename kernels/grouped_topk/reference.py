@@ -12,6 +12,14 @@ MoE, arXiv 2505.21411, eq. 5-7; group-limited: DeepSeek-V3, arXiv 2412.19437, eq
     w   = s[selected];  w /= sum(w) if renormalize
     w  *= routed_scaling_factor * expert_scale[selected]
 
+and backwards, with p = s[selected], q = p / sum(p) if renormalize else p, c the scaling factor and
+g = dL/dw:
+
+    dq = c * expert_scale[selected] * g          dL/dexpert_scale = sum over tokens of c * q * g
+    dp = (dq - <dq, q>) / sum(p) if renormalize else dq
+    ds = dp at the selected experts, 0 elsewhere (the selection itself has no gradient)
+    dx = s * (ds - <ds, s>)  softmax, dense over all E  |  s'(x) * ds  the other scores
+
 Keys are float32. The larger key comes first, of equal keys the lower index; NaN counts as -inf.
 """
 
@@ -33,17 +41,24 @@ def scores(x, scoring_func):
     return x  # identity
 
 
-def first_largest(keys, k):
-    """Indices of the ``k`` largest keys, largest first, ties to the lowest index."""
-    return np.argsort(-keys, axis=-1, kind="stable")[..., :k]
+def first_largest(keys, k, out=False):
+    """Indices of the ``k`` largest keys, largest first, ties to the lowest index.
+
+    Those that are `out` come after all others.
+    """
+    return np.lexsort((-keys, np.broadcast_to(out, keys.shape)), axis=-1)[..., :k]
 
 
-def group_scores(keys, values, group_score):
-    """Scores ``(T, G)`` of the groups: the largest key, or the sum of the two largest values."""
+def group_scores(keys, values, group_score, out):
+    """Scores ``(T, G)`` of the groups: the largest key, or the sum of the two largest values.
+
+    Of those that are not `out`, ``(G, N)``; where that leaves one, it is the sum.
+    """
     if group_score == "max":
-        return keys.max(-1)
-    two = -np.sort(-values, axis=-1)[..., :2]
-    return nan_last(two.sum(-1, dtype=np.float32))
+        return np.where(out, -np.inf, keys).max(-1)
+    two = -np.sort(np.where(out, np.inf, -values), axis=-1)[..., :2]
+    exist = np.arange(two.shape[-1]) < (~out).sum(-1, keepdims=True)
+    return nan_last(np.where(exist, two, 0).sum(-1, dtype=np.float32))
 
 
 def nan_last(keys):
@@ -63,9 +78,14 @@ def grouped_topk(
     renormalize,
     routed_scaling_factor,
     expert_scale,
+    allowed=None,
 ):
-    """Weights ``(T, top_k)`` float64 and experts ``(T, top_k)`` int32 of logits ``(T, E)``."""
+    """Weights ``(T, top_k)`` float64 and experts ``(T, top_k)`` int32 of logits ``(T, E)``.
+
+    `allowed` ``(E,)`` bool leaves experts out of the selection, not of the scores.
+    """
     tokens, experts = logits.shape
+    out = np.zeros(experts, bool) if allowed is None else ~allowed
     groups, size = num_expert_group, experts // num_expert_group
     x = nan_last(logits.astype(np.float64))
     s = scores(x, scoring_func)
@@ -76,7 +96,9 @@ def grouped_topk(
         value = key
 
     by_group = (tokens, groups, size)
-    rank = group_scores(key.reshape(by_group), value.reshape(by_group), group_score)
+    rank = group_scores(
+        key.reshape(by_group), value.reshape(by_group), group_score, out.reshape(groups, size)
+    )
     kept = np.sort(
         first_largest(rank, topk_group), axis=-1
     )  # ascending, so that ties stay in order
@@ -84,7 +106,7 @@ def grouped_topk(
     if not balanced:
         ids = ids.reshape(tokens, 1, topk_group * size)
     keys = np.take_along_axis(key[:, None, :], ids, axis=-1)
-    picked = first_largest(keys, top_k // topk_group if balanced else top_k)
+    picked = first_largest(keys, top_k // topk_group if balanced else top_k, out[ids])
     selected = np.take_along_axis(ids, picked, axis=-1).reshape(tokens, top_k)
 
     weights = np.take_along_axis(s, selected, axis=-1)
@@ -94,3 +116,42 @@ def grouped_topk(
     if expert_scale is not None:
         weights = weights * expert_scale.astype(np.float64)[selected]
     return weights, selected.astype(np.int32)
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def grouped_topk_backward(
+    grad, logits, experts, scoring_func, renormalize, routed_scaling_factor, expert_scale
+):
+    """Gradients of logits ``(T, E)`` and expert_scale ``(E,)`` (empty without one), in float64.
+
+    From ``grad = dL/dw (T, top_k)``. An expert of -1 is padding: its weight is 0, and stays it.
+    """
+    tokens, num_experts = logits.shape
+    x = nan_last(logits.astype(np.float64))
+    s = scores(x, scoring_func)
+    rows = np.arange(tokens)[:, None]
+    p = np.where(experts < 0, 0.0, s[rows, experts])
+    g = np.where(experts < 0, 0.0, grad * np.float64(routed_scaling_factor))
+    total = p.sum(-1, keepdims=True) + EPSILON
+    q = p / total if renormalize else p
+    d_scale, dq = np.empty(0), g
+    if expert_scale is not None:
+        d_scale = np.zeros(num_experts)
+        np.add.at(d_scale, experts, g * q)
+        dq = g * expert_scale.astype(np.float64)[experts]
+    dp = (dq - (dq * q).sum(-1, keepdims=True)) / total if renormalize else dq
+
+    ds = np.zeros_like(x)
+    np.add.at(ds, (rows, experts), np.where(experts < 0, 0.0, dp))
+    if scoring_func == "softmax":
+        return s * (ds - (ds * s).sum(-1, keepdims=True)), d_scale
+    return np.where(ds == 0, 0.0, ds * slope(x, s, scoring_func)), d_scale
+
+
+def slope(x, s, scoring_func):
+    """Derivative of an element-wise score by its logit."""
+    if scoring_func == "sigmoid":
+        return s * (1 - s)
+    if scoring_func == "sqrt_softplus":
+        return scores(x, "sigmoid") / np.maximum(2 * s, EPSILON)
+    return np.ones_like(x)  # identity

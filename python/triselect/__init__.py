@@ -6,7 +6,30 @@
 torch.Size([4, 8])
 """
 
-from triselect.ops import BackendUnavailable, Routing, grouped_topk
+from triselect.ops import (
+    BackendUnavailable,
+    LimitedRouting,
+    Permutation,
+    RoutedPermutation,
+    Routing,
+    grouped_topk,
+    limit_experts,
+    permute,
+    route_and_permute,
+    table_route,
+)
 
 __version__ = "0.1.0"
-__all__ = ["BackendUnavailable", "Routing", "__version__", "grouped_topk"]
+__all__ = [
+    "BackendUnavailable",
+    "LimitedRouting",
+    "Permutation",
+    "RoutedPermutation",
+    "Routing",
+    "__version__",
+    "grouped_topk",
+    "limit_experts",
+    "permute",
+    "route_and_permute",
+    "table_route",
+]

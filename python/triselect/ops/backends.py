@@ -51,6 +51,11 @@ def missing_triton() -> str | None:
     return "there is no GPU (TRITON_INTERPRET=1 runs Triton's interpreter on the CPU, slowly)"
 
 
+def must_be_known(backend: str) -> None:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
+
+
 def require(backend: str, device: torch.device) -> None:
     """Raises `BackendUnavailable` unless the named backend can run on tensors of `device`."""
     reason = None

@@ -1,15 +1,14 @@
 """`grouped_topk`: MoE routing over groups of experts."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 
-from triselect.ops import backends
+from triselect.ops import backends, operator
 
 SCORING_FUNCS = ("softmax", "sigmoid", "sqrt_softplus", "identity")
 GROUP_SCORES = ("max", "top2_sum")
-INTEGERS = (int, torch.SymInt)  # symbolic where torch.compile makes them so
 NUMBERS = (float, int, torch.SymFloat, torch.SymInt)
 LARGEST = torch.finfo(torch.float32).max
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -98,13 +97,11 @@ def grouped_topk(
     >>> grouped_topk(logits, 2).experts
     tensor([[3, 1]], dtype=torch.int32)
     """
-    if topk_group is None:
-        topk_group = num_expert_group
-    _validate(
+    args: tuple[Any, ...] = (
         logits,
         top_k,
         num_expert_group,
-        topk_group,
+        num_expert_group if topk_group is None else topk_group,
         balanced,
         scoring_func,
         group_score,
@@ -113,44 +110,52 @@ def grouped_topk(
         routed_scaling_factor,
         expert_scale,
     )
-    needs_grad = torch.is_grad_enabled() and (
-        logits.requires_grad or (expert_scale is not None and expert_scale.requires_grad)
-    )
-    if backend == "auto" and not needs_grad:
+    _validate(*args)
+    if backend == "auto" and not needs_grad(logits, expert_scale):
         # The inference path: no autograd registration in between (it alone costs microseconds).
-        return Routing(
-            *_auto(
-                logits,
-                top_k,
-                num_expert_group,
-                topk_group,
-                balanced,
-                scoring_func,
-                group_score,
-                e_score_correction_bias,
-                renormalize,
-                routed_scaling_factor,
-                expert_scale,
-            )
-        )
-    if backend not in backends.BACKENDS:
-        raise ValueError(f"backend must be one of {backends.BACKENDS}, got {backend!r}")
-    return Routing(
-        *_named(
-            logits,
-            top_k,
-            num_expert_group,
-            topk_group,
-            balanced,
-            scoring_func,
-            group_score,
-            e_score_correction_bias,
-            renormalize,
-            routed_scaling_factor,
-            expert_scale,
-            backend,
-        )
+        return Routing(*_grouped_topk.auto(*args))
+    backends.must_be_known(backend)
+    return Routing(*_grouped_topk.named(*args, backend))
+
+
+def needs_grad(logits: Tensor | None, expert_scale: Tensor | None = None) -> bool:
+    return torch.is_grad_enabled() and (
+        (logits is not None and logits.requires_grad)
+        or (expert_scale is not None and expert_scale.requires_grad)
     )
+
+
+class RoutingOptions(TypedDict, total=False):
+    """The options of `grouped_topk`, for operators that route as a part of what they do."""
+
+    num_expert_group: int
+    topk_group: int | None
+    balanced: bool
+    scoring_func: str
+    group_score: str
+    e_score_correction_bias: Tensor | None
+    renormalize: bool
+    routed_scaling_factor: float
+    expert_scale: Tensor | None
+
+
+def routing_arguments(logits: Tensor, top_k: int, options: RoutingOptions) -> tuple[Any, ...]:
+    """All arguments of the operator in their order, validated."""
+    if unknown := options.keys() - RoutingOptions.__annotations__.keys():
+        raise TypeError(f"unknown options of grouped_topk: {', '.join(sorted(unknown))}")
+    values = {name: options.get(name, default) for name, default in _DEFAULTS}
+    if values["topk_group"] is None:
+        values["topk_group"] = values["num_expert_group"]
+    args: tuple[Any, ...] = (logits, top_k, *values.values())
+    _validate(*args)
+    return args
+
+
+_DEFAULTS = tuple(
+    (name, value)
+    for name, value in (grouped_topk.__kwdefaults__ or {}).items()
+    if name != "backend"
+)
 
 
 def _validate(
@@ -179,8 +184,7 @@ def _validate(
             "num_expert_group": groups,
             "topk_group": topk_group,
         }.items():
-            if isinstance(value, bool) or not isinstance(value, INTEGERS):
-                raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+            operator.must_be_int(name, value)
     if groups < 1 or experts % groups:
         raise ValueError(
             f"num_expert_group must divide the number of experts, {experts}, got {groups}"
@@ -207,14 +211,18 @@ def _validate(
         for name, value in {"balanced": balanced, "renormalize": renormalize}.items():
             if type(value) is not bool:
                 raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
-    if not isinstance(factor, NUMBERS):
-        raise TypeError(f"routed_scaling_factor must be a number, got {type(factor).__name__}")
-    if not abs(factor) <= LARGEST:  # math.isfinite would break the graph of torch.compile
-        raise ValueError(f"routed_scaling_factor must be finite in float32, got {factor}")
+    must_be_finite("routed_scaling_factor", factor)
     if bias is not None:
         _validate_vector("e_score_correction_bias", bias, experts, logits.device)
     if expert_scale is not None:
         _validate_vector("expert_scale", expert_scale, experts, logits.device)
+
+
+def must_be_finite(name: str, value: float) -> None:
+    if not isinstance(value, NUMBERS):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not abs(value) <= LARGEST:  # math.isfinite would break the graph of torch.compile
+        raise ValueError(f"{name} must be finite in float32, got {value}")
 
 
 def _validate_vector(name: str, vector: Tensor, experts: int, device: torch.device) -> None:
@@ -228,93 +236,66 @@ def _validate_vector(name: str, vector: Tensor, experts: int, device: torch.devi
         raise ValueError(f"{name} must be on {device} as the logits, got {vector.device}")
 
 
-# One name, two overloads. The first is chosen by the dispatcher alone and has no autograd:
-# inference. The second takes the backend's name, also "auto", and is differentiable.
-
-_ARGUMENTS = (
+ARGUMENTS = (
     "Tensor logits, int top_k, int num_expert_group, int topk_group, bool balanced, "
     "str scoring_func, str group_score, Tensor? e_score_correction_bias, bool renormalize, "
     "float routed_scaling_factor, Tensor? expert_scale"
 )
-_library = torch.library.Library("triselect", "FRAGMENT")
-_library.define(f"grouped_topk({_ARGUMENTS}) -> (Tensor weights, Tensor experts)")
-_library.define(
-    f"grouped_topk.backend({_ARGUMENTS}, str backend) -> (Tensor weights, Tensor experts)"
-)
-_auto = torch.ops.triselect.grouped_topk.default
-_named = torch.ops.triselect.grouped_topk.backend
 
 
-def _eager(*args: Any) -> tuple[Tensor, Tensor]:
-    from triselect.kernels.grouped_topk import eager
-
-    return eager.grouped_topk(*args)
-
-
-def _triton(*args: Any) -> tuple[Tensor, Tensor]:
-    from triselect.kernels.grouped_topk import triton
-
-    return triton.grouped_topk(*args)
-
-
-def _reference(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    from triselect.kernels.grouped_topk import reference
-
-    def numpy(value: Any) -> Any:
-        return value.detach().float().cpu().numpy() if isinstance(value, Tensor) else value
-
-    weights, experts = reference.grouped_topk(numpy(logits), *map(numpy, args))
-    return (
-        torch.from_numpy(weights).to(logits.device, torch.float32),
-        torch.from_numpy(experts).to(logits.device),
-    )
-
-
-def _by_name(*args: Any) -> tuple[Tensor, Tensor]:
-    *args, backend = args  # type: ignore[assignment]
-    backends.require(backend, args[0].device)
-    match backend:
-        case "reference":
-            return _reference(*args)
-        case "eager":
-            return _eager(*args)
-        case "triton":
-            return _triton(*args)
-        case _:  # "auto", and "native", which is what the dispatcher has for CPU tensors
-            return _auto(*args)
-
-
-_library.impl("grouped_topk", _eager, "CompositeExplicitAutograd")
-_library.impl("grouped_topk.backend", _by_name, "CompositeExplicitAutograd")
-backends.missing_native()  # loads the extension where it was built: it registers itself for CPU
-if backends.triton_installed():
-    _library.impl("grouped_topk", _triton, "CUDA")
-
-
-@torch.library.register_fake("triselect::grouped_topk", lib=_library)
-@torch.library.register_fake("triselect::grouped_topk.backend", lib=_library)
-def _fake(logits: Tensor, top_k: int, *args: Any) -> tuple[Tensor, Tensor]:
+def empty_routing(logits: Tensor, top_k: int, *args: Any) -> tuple[Tensor, Tensor]:
+    """Outputs of a routing, without values."""
     shape = (logits.shape[0], top_k)
     return logits.new_empty(shape, dtype=torch.float32), logits.new_empty(shape, dtype=torch.int32)
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    logits, _, _, _, _, scoring_func, _, _, renormalize, factor, expert_scale, _ = inputs
+_grouped_topk = operator.define(
+    "grouped_topk", ARGUMENTS, "(Tensor weights, Tensor experts)", empty_routing
+)
+
+
+def _empty_gradients(
+    grad: Tensor, logits: Tensor, experts: Tensor, scoring_func: str, *args: Any
+) -> tuple[Tensor, Tensor]:
+    scale = args[-1]
+    return torch.empty_like(logits, memory_format=torch.contiguous_format), (
+        logits.new_empty(0, dtype=torch.float32) if scale is None else scale.new_empty(scale.shape)
+    )
+
+
+# From the upstream gradient of the weights: those of the logits, and of expert_scale where there
+# is one (else an empty tensor).
+backward = operator.define(
+    "grouped_topk_backward",
+    "Tensor grad, Tensor logits, Tensor experts, str scoring_func, bool renormalize, "
+    "float routed_scaling_factor, Tensor? expert_scale",
+    "(Tensor d_logits, Tensor d_expert_scale)",
+    _empty_gradients,
+    room="grouped_topk",
+)
+
+
+def save_routing(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    """For `routing_gradients`: `inputs` are ARGUMENTS, others, and the backend's name."""
+    logits, _, _, _, _, scoring_func, _, _, renormalize, factor, expert_scale, *_ = inputs
     ctx.save_for_backward(logits, output[1], expert_scale)
     ctx.options = scoring_func, renormalize, factor
-    ctx.mark_non_differentiable(output[1])
+    ctx.backend, ctx.inputs = inputs[-1], len(inputs)
+    ctx.mark_non_differentiable(*output[1:])
 
 
-def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    from triselect.kernels.grouped_topk import eager
-
+def routing_gradients(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    """Gradients of an operator whose first outputs are weights and experts, by the same backend."""
     logits, experts, expert_scale = ctx.saved_tensors
-    d_logits, d_scale = eager.grouped_topk_backward(
-        grad, logits, experts, *ctx.options, expert_scale
+    d_logits, d_scale = backward.named(
+        grad, logits, experts, *ctx.options, expert_scale, ctx.backend
     )
-    return d_logits, *(None,) * 9, d_scale, None
+    return (
+        d_logits,
+        *(None,) * 9,
+        None if expert_scale is None else d_scale,
+        *(None,) * (ctx.inputs - 11),
+    )
 
 
-torch.library.register_autograd(
-    "triselect::grouped_topk.backend", _backward, setup_context=_setup_context, lib=_library
-)
+_grouped_topk.differentiable(routing_gradients, save_routing)

@@ -7,6 +7,7 @@ import torch
 
 import triselect.kernels
 from triselect.ops import backends
+from triselect.ops.operator import has_kernel
 from triselect.report.machine import cpu_capability
 
 
@@ -54,7 +55,7 @@ def choices() -> list[Choice]:
 
 
 def _on_cpu(operator: str) -> Choice:
-    if _registered(operator, "CPU"):
+    if has_kernel(operator, "CPU"):
         why = f"the C++ extension is built and loaded ({cpu_capability()})"
         return Choice(operator, "CPU", "native", why)
     return Choice(operator, "CPU", "eager", backends.missing_native() or "it has no C++ kernel")
@@ -63,10 +64,6 @@ def _on_cpu(operator: str) -> Choice:
 def _on_gpu(operator: str) -> Choice:
     if not torch.cuda.is_available():
         return Choice(operator, "GPU", "none", "torch sees no GPU here")
-    if _registered(operator, "CUDA"):
+    if has_kernel(operator, "CUDA"):
         return Choice(operator, "GPU", "triton", f"on {torch.cuda.get_device_name()}")
     return Choice(operator, "GPU", "eager", backends.missing_triton() or "it has no Triton kernel")
-
-
-def _registered(operator: str, key: str) -> bool:
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"triselect::{operator}", key))

@@ -1,0 +1,1 @@
+"""Routing within a budget of experts for the whole batch."""

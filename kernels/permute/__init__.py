@@ -1,0 +1,1 @@
+"""Stable permutation of tokens by expert, by counting."""

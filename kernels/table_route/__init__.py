@@ -1,0 +1,1 @@
+"""Routing by table or hash: the token id decides, not the logits."""
