@@ -61,13 +61,19 @@ INLINE void store_columns(const Floats* in, int64_t slots, int64_t lanes, float*
   }
 }
 
+INLINE bool any_lowest(const Floats* keys, int64_t n) {
+  Floats least = splat(INF);
+  for (int64_t k = 0; k < n; ++k) least = minimum(least, keys[k]);
+  return -largest(-least) == -INF;
+}
+
 template <class T>
 void route_columns(const T* logits, int64_t stride, int64_t n, const Options& o, float* weights,
                    int32_t* experts) {
-  Floats* x = (Floats*)scratch((3 * o.experts + 2 * o.top_k) * WIDTH);
-  Floats *s = x + o.experts, *key = s + o.experts, *p = key + o.experts;
-  Ints* chosen = (Ints*)(p + o.top_k);
   for (int64_t t = 0; t < n; t += WIDTH) {
+    Floats* x = (Floats*)scratch((3 * o.experts + 2 * o.top_k) * WIDTH);
+    Floats *s = x + o.experts, *key = s + o.experts, *p = key + o.experts;
+    Ints* chosen = (Ints*)(p + o.top_k);
     const int64_t lanes = std::min<int64_t>(WIDTH, n - t);
     load_columns(logits + t * stride, stride, lanes, o.experts, x);
     Floats top{}, sum{};
@@ -81,6 +87,10 @@ void route_columns(const T* logits, int64_t stride, int64_t n, const Options& o,
       for (int64_t e = 0; e < o.experts; ++e) key[e] = nan_last(s[e] + o.bias[e]);
       keys = key;
     }
+    if (o.limit) {
+      for (int64_t e = 0; e < o.experts; ++e) key[e] = nan_last(keys[e] + o.limit[e]);
+      keys = key;
+    }
     for (int64_t g = 0, k = 0; g < o.experts; g += o.size, k += o.per_group) {
       if (o.per_group == 1) first_largest_columns<1>(keys, g, o.size, p + k, chosen + k);
       if (o.per_group == 2) first_largest_columns<2>(keys, g, o.size, p + k, chosen + k);
@@ -88,10 +98,17 @@ void route_columns(const T* logits, int64_t stride, int64_t n, const Options& o,
       if (o.per_group == 4) first_largest_columns<4>(keys, g, o.size, p + k, chosen + k);
     }
 
+    if (o.limit && any_lowest(p, o.top_k)) {
+      // An expert that is left out may tie with one that is not: rows settle that.
+      route_rows(logits + t * stride, stride, lanes, o, weights + t * o.top_k,
+                 experts + t * o.top_k);
+      continue;
+    }
+
     Floats all{};
     for (int64_t k = 0; k < o.top_k; ++k) {
-      // Without a bias the key is the logit.
-      if (o.bias) p[k] = gather((float*)x, chosen[k] * WIDTH + lane_numbers());
+      // Without bias and limit the key is the logit.
+      if (o.bias || o.limit) p[k] = gather((float*)x, chosen[k] * WIDTH + lane_numbers());
       all += p[k] = scored(p[k], o.scoring, top, sum);
     }
     for (int64_t k = 0; k < o.top_k; ++k) {

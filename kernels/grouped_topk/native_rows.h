@@ -67,6 +67,17 @@ INLINE float threshold(const Runs& runs, int64_t k) {
   return -largest(-least);
 }
 
+// The experts of the k largest keys in order, of those that `limit` allows, if it is given.
+inline void sort_row(const Runs& runs, int64_t k, const float* limit, int32_t* chosen) {
+  static thread_local std::vector<int32_t> order;
+  order.clear();
+  for (int64_t g = 0; g < runs.count; ++g)
+    for (int32_t id = runs.start[g]; id < runs.start[g] + runs.size; ++id)
+      if (!limit || limit[id] == 0.0f) order.push_back(id);
+  std::partial_sort(order.begin(), order.begin() + k, order.end(), Before{runs.keys});
+  std::copy(order.begin(), order.begin() + k, chosen);
+}
+
 // The experts of the k largest keys, in order. Keys are readable for WIDTH past their end.
 INLINE void first_largest_row(const Runs& runs, int64_t k, int32_t* chosen) {
   float key[MANY + 2 * WIDTH];
@@ -102,12 +113,16 @@ INLINE void first_largest_row(const Runs& runs, int64_t k, int32_t* chosen) {
     std::copy(ordered, ordered + k, chosen);
     return;
   }
-  static thread_local std::vector<int32_t> order;
-  order.clear();
-  for (int64_t g = 0; g < runs.count; ++g)
-    for (int64_t i = 0; i < runs.size; ++i) order.push_back(runs.start[g] + i);
-  std::partial_sort(order.begin(), order.begin() + k, order.end(), Before{runs.keys});
-  std::copy(order.begin(), order.begin() + k, chosen);
+  sort_row(runs, k, nullptr, chosen);
+}
+
+// The same among the experts that `limit` allows; the keys of the others are -inf.
+INLINE void first_allowed_row(const Runs& runs, int64_t k, const float* limit, int32_t* chosen) {
+  first_largest_row(runs, k, chosen);
+  if (!limit) return;
+  // One that is left out can only come in by a tie with an allowed key of -inf.
+  for (int64_t i = 0; i < k; ++i)
+    if (limit[chosen[i]] != 0.0f) return sort_row(runs, k, limit, chosen);
 }
 
 INLINE void merge(Floats& first, Floats& second, Floats other_first, Floats other_second) {
@@ -181,33 +196,40 @@ INLINE void keep_groups(const float* score, const Options& o, int32_t* start) {
   }
 }
 
+// x + limit: -inf for every expert that is left out.
+INLINE void add_limit(const float* x, const float* limit, int64_t n, float* sum) {
+  for (int64_t i = 0; i < n; i += WIDTH) store(sum + i, nan_last(load(x + i) + load(limit + i)));
+}
+
+// A group with one allowed expert is worth that one's score.
+inline void score_alone(const float* values, const float* limit, const Options& o, float* score) {
+  for (int64_t g = 0; g < o.groups; ++g) {
+    int64_t found = 0, last = 0;
+    for (int64_t e = g * o.size; e < (g + 1) * o.size; ++e)
+      if (limit[e] == 0.0f) ++found, last = e;
+    if (found == 1) score[g] = values[last];
+  }
+}
+
 template <class T>
 void route_rows(const T* logits, int64_t stride, int64_t n, const Options& o, float* weights,
                 int32_t* experts) {
   const int64_t vectors = (o.experts + WIDTH - 1) / WIDTH, padded = (vectors + 1) * WIDTH;
-  const int64_t full = o.experts / WIDTH * WIDTH;
-  const int32_t tail = o.experts - full;
   const bool limited = o.kept < o.groups, by_score = o.bias || (limited && o.top2_sum);
   const int64_t slots = (o.top_k + WIDTH - 1) / WIDTH * WIDTH;
-  float* x = scratch(3 * padded + 2 * (o.groups + WIDTH) + slots);
-  float *s = x + padded, *bias = s + padded, *p = bias + padded, *score = p + slots;
+  float* x = scratch(5 * padded + 2 * (o.groups + WIDTH) + slots);
+  float *s = x + padded, *bias = s + padded, *limit = bias + padded, *allowed = limit + padded;
+  float *p = allowed + padded, *score = p + slots;
   int32_t* start = (int32_t*)(score + o.groups + WIDTH);
   for (int64_t g = 0; g < o.groups; ++g) start[g] = g * o.size;
   for (int64_t e = 0; o.bias && e < o.experts; ++e) bias[e] = o.bias[e];
+  for (int64_t e = 0; o.limit && e < o.experts; ++e) limit[e] = o.limit[e];
 
   for (int64_t t = 0; t < n; ++t, weights += o.top_k, experts += o.top_k) {
     const T* row = logits + t * stride;
-    for (int64_t i = 0; i < full; i += WIDTH) store(x + i, nan_last(load(row + i)));
-    if (tail) store(x + full, nan_last(load_part(row + full, tail, -INF)));
+    load_row(row, o.experts, x);
     Floats top{}, sum{};
-    if (o.scoring == Scoring::softmax) {
-      top = splat(largest(max_of((Floats*)x, vectors)));
-      // The padding of a row that is -inf throughout would count: inf - inf is no difference.
-      Floats e = sum_of_exp((Floats*)x, full / WIDTH, top);
-      if (tail)
-        e += lane_numbers() < splat(tail) ? exp_of_negative(load(x + full) - top) : Floats{};
-      sum = splat(total(e));
-    }
+    if (o.scoring == Scoring::softmax) softmax_of_row(x, o.experts, top, sum);
     const float *keys = x, *values = x;
     if (by_score) {
       score_all((Floats*)x, vectors, o.scoring, top, sum, (Floats*)s);
@@ -219,17 +241,26 @@ void route_rows(const T* logits, int64_t stride, int64_t n, const Options& o, fl
       keys = s;
     }
 
+    if (o.limit) {
+      if (values != keys) add_limit(values, limit, o.experts, s);
+      add_limit(keys, limit, o.experts, allowed);
+      values = values == keys ? allowed : s;
+      keys = allowed;
+    }
+
     if (limited) {
       group_scores(values, o.groups, o.size, o.top2_sum, score);
+      if (o.limit && o.top2_sum) score_alone(values, limit, o, score);
       keep_groups(score, o, start);
     }
     if (o.balanced)
       for (int64_t g = 0; g < o.kept; ++g)
-        first_largest_row({keys, start + g, 1, o.size}, o.per_group, experts + g * o.per_group);
+        first_allowed_row({keys, start + g, 1, o.size}, o.per_group, o.limit,
+                          experts + g * o.per_group);
     else if (limited)
-      first_largest_row({keys, start, o.kept, o.size}, o.top_k, experts);
+      first_allowed_row({keys, start, o.kept, o.size}, o.top_k, o.limit, experts);
     else
-      first_largest_row({keys, start, 1, o.experts}, o.top_k, experts);
+      first_allowed_row({keys, start, 1, o.experts}, o.top_k, o.limit, experts);
 
     for (int64_t k = 0; k < o.top_k; ++k) p[k] = x[experts[k]];
     Floats all{};

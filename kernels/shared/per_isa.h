@@ -36,5 +36,13 @@ namespace portable {
 #include KERNEL
 #undef VECTOR_BYTES
 }  // namespace portable
+
+// ON_BEST_ISA(f(x)) is f(x) of the namespace whose instructions this machine has.
+#if defined(__x86_64__)
+#define ON_BEST_ISA(call) \
+  (isa() == Isa::avx512 ? avx512::call : isa() == Isa::avx2 ? avx2::call : portable::call)
+#else
+#define ON_BEST_ISA(call) portable::call
+#endif
 #undef INLINE
 #undef KERNEL

@@ -3,6 +3,7 @@
 
 typedef float Floats __attribute__((vector_size(VECTOR_BYTES)));
 typedef int32_t Ints __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint16_t Halves __attribute__((vector_size(VECTOR_BYTES / 2)));
 constexpr int WIDTH = VECTOR_BYTES / 4;
 constexpr float INF = std::numeric_limits<float>::infinity();
 
@@ -21,8 +22,13 @@ INLINE Floats load(const float* p) {
   return r;
 }
 
+INLINE Ints load(const int32_t* p) {
+  Ints r;
+  std::memcpy(&r, p, sizeof r);
+  return r;
+}
+
 INLINE Floats load(const c10::BFloat16* p) {
-  typedef uint16_t Halves __attribute__((vector_size(VECTOR_BYTES / 2)));
   Halves h;
   std::memcpy(&h, p, sizeof h);
   return (Floats)(__builtin_convertvector(h, Ints) << 16);
@@ -50,6 +56,24 @@ INLINE Floats load_part(const T* p, int64_t n, float rest) {
 
 INLINE void store(float* p, Floats x) { std::memcpy(p, &x, sizeof x); }
 INLINE void store(int32_t* p, Ints x) { std::memcpy(p, &x, sizeof x); }
+
+// Rounded to nearest, ties to even; NaN stays one.
+INLINE void store(c10::BFloat16* p, Floats x) {
+  const Ints bits = (Ints)x, even = (bits >> 16) & 1;
+  const Ints rounded = x == x ? (bits + 0x7fff + even) >> 16 : splat(0x7fc0);
+  const Halves h = __builtin_convertvector(rounded, Halves);
+  std::memcpy((void*)p, &h, sizeof h);
+}
+
+INLINE void store(c10::Half* p, Floats x) {
+#if VECTOR_BYTES == 64
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
+#elif VECTOR_BYTES == 32
+  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int i = 0; i < WIDTH; ++i) p[i] = x[i];
+#endif
+}
 
 INLINE void store_part(float* p, Floats x, int64_t n) {
 #if VECTOR_BYTES == 64

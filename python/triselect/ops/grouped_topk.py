@@ -139,23 +139,36 @@ class RoutingOptions(TypedDict, total=False):
     expert_scale: Tensor | None
 
 
-def routing_arguments(logits: Tensor, top_k: int, options: RoutingOptions) -> tuple[Any, ...]:
+def routing_arguments(
+    logits: Tensor,
+    top_k: int,
+    *,
+    num_expert_group: int = 1,
+    topk_group: int | None = None,
+    balanced: bool = False,
+    scoring_func: str = "softmax",
+    group_score: str = "max",
+    e_score_correction_bias: Tensor | None = None,
+    renormalize: bool = False,
+    routed_scaling_factor: float = 1.0,
+    expert_scale: Tensor | None = None,
+) -> tuple[Any, ...]:
     """All arguments of the operator in their order, validated."""
-    if unknown := options.keys() - RoutingOptions.__annotations__.keys():
-        raise TypeError(f"unknown options of grouped_topk: {', '.join(sorted(unknown))}")
-    values = {name: options.get(name, default) for name, default in _DEFAULTS}
-    if values["topk_group"] is None:
-        values["topk_group"] = values["num_expert_group"]
-    args: tuple[Any, ...] = (logits, top_k, *values.values())
+    args: tuple[Any, ...] = (
+        logits,
+        top_k,
+        num_expert_group,
+        num_expert_group if topk_group is None else topk_group,
+        balanced,
+        scoring_func,
+        group_score,
+        e_score_correction_bias,
+        renormalize,
+        routed_scaling_factor,
+        expert_scale,
+    )
     _validate(*args)
     return args
-
-
-_DEFAULTS = tuple(
-    (name, value)
-    for name, value in (grouped_topk.__kwdefaults__ or {}).items()
-    if name != "backend"
-)
 
 
 def _validate(
@@ -287,9 +300,11 @@ def save_routing(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
 def routing_gradients(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     """Gradients of an operator whose first outputs are weights and experts, by the same backend."""
     logits, experts, expert_scale = ctx.saved_tensors
-    d_logits, d_scale = backward.named(
-        grad, logits, experts, *ctx.options, expert_scale, ctx.backend
-    )
+    args = grad, logits, experts, *ctx.options, expert_scale
+    if ctx.backend == "auto":
+        d_logits, d_scale = backward.auto(*args)
+    else:
+        d_logits, d_scale = backward.named(*args, ctx.backend)
     return (
         d_logits,
         *(None,) * 9,

@@ -91,7 +91,7 @@ def limit_experts(
     >>> limit_experts(logits, 1, 2).kept
     tensor([ True, False,  True])
     """
-    args = routing_arguments(logits, top_k, options)
+    args = routing_arguments(logits, top_k, **options)
     _validate(logits.shape[1], top_k, budget, per_group, groups=args[2], kept=args[3])
     if backend == "auto" and not needs_grad(logits, options.get("expert_scale")):
         return LimitedRouting(*_limit_experts.auto(*args, budget, per_group))

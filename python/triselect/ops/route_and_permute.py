@@ -71,7 +71,7 @@ def route_and_permute(
     >>> permutation.source, permutation.offsets
     (tensor([1, 0, 0, 1], dtype=torch.int32), tensor([0, 1, 2, 2, 4], dtype=torch.int32))
     """
-    args = routing_arguments(logits, top_k, options)
+    args = routing_arguments(logits, top_k, **options)
     if logits.shape[0] * top_k > operator.LARGEST_INT32:
         raise ValueError(
             f"logits must have fewer tokens: {logits.shape[0]} with top_k = {top_k} "
@@ -82,7 +82,8 @@ def route_and_permute(
     else:
         backends.must_be_known(backend)
         found = _route_and_permute.named(*args, backend)
-    return RoutedPermutation(Routing(*found[:2]), Permutation(*found[2:]))
+    weights, experts, source, slot_of, offsets = found
+    return RoutedPermutation(Routing(weights, experts), Permutation(source, slot_of, offsets))
 
 
 def _empty(logits: Tensor, top_k: int, *options: object) -> tuple[Tensor, ...]:
