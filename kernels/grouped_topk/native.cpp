@@ -14,12 +14,12 @@
 #endif
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include "../grouped_topk/native.h"
 #include "isa.h"
+#include "outputs.h"
 #include "ranges.h"
 
 namespace {
@@ -104,8 +104,8 @@ std::tuple<at::Tensor, at::Tensor> grouped_topk(const at::Tensor& logits, int64_
                                                 const std::optional<at::Tensor>& expert_scale) {
   const Router router(logits, top_k, groups, kept, balanced, scoring_func, group_score, bias,
                       renormalize, factor, expert_scale);
-  at::Tensor weights = at::empty({router.tokens, top_k}, logits.options().dtype(at::kFloat));
-  at::Tensor experts = at::empty({router.tokens, top_k}, logits.options().dtype(at::kInt));
+  at::Tensor weights = empty({router.tokens, top_k}, at::kFloat);
+  at::Tensor experts = empty({router.tokens, top_k}, at::kInt);
   float* w = weights.mutable_data_ptr<float>();
   int32_t* e = experts.mutable_data_ptr<int32_t>();
   at::parallel_for(0, router.tokens, router.grain(),
@@ -129,9 +129,9 @@ std::tuple<at::Tensor, at::Tensor> grouped_topk_backward(
       count,         top_k, scoring_of(scoring_func), renormalize, static_cast<float>(factor),
       pointer(scale)};
 
-  at::Tensor d_logits = at::empty({tokens, count}, logits.options());
-  at::Tensor d_scale = at::empty({scale.defined() ? count : 0},
-                                 scale.defined() ? expert_scale->options() : grad.options());
+  at::Tensor d_logits = empty({tokens, count}, logits.scalar_type());
+  at::Tensor d_scale = empty({scale.defined() ? count : 0},
+                             scale.defined() ? expert_scale->scalar_type() : at::kFloat);
   // Chunks do not depend on the number of threads, nor does the sum over them.
   const int64_t chunk = tokens_per_thread(count), chunks = (tokens + chunk - 1) / chunk;
   std::vector<double> partial(scale.defined() ? chunks * count : 0);

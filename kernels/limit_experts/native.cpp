@@ -8,10 +8,10 @@
 #include <vector>
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include "../grouped_topk/native.h"
+#include "outputs.h"
 
 namespace {
 
@@ -49,9 +49,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> limit_experts(
   TORCH_CHECK_VALUE(per_group ? need <= budget && budget <= count / groups
                               : need * groups <= budget && budget <= count,
                     "budget out of range");
-  at::Tensor weights = at::empty({router.tokens, top_k}, logits.options().dtype(at::kFloat));
-  at::Tensor experts = at::empty({router.tokens, top_k}, logits.options().dtype(at::kInt));
-  at::Tensor remaining = at::empty({count}, logits.options().dtype(at::kBool));
+  at::Tensor weights = empty({router.tokens, top_k}, at::kFloat);
+  at::Tensor experts = empty({router.tokens, top_k}, at::kInt);
+  at::Tensor remaining = empty({count}, at::kBool);
   float* w = weights.mutable_data_ptr<float>();
   int32_t* e = experts.mutable_data_ptr<int32_t>();
   const auto route = [&] {

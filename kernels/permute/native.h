@@ -6,7 +6,8 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
+
+#include "outputs.h"
 
 // A stable counting sort in three steps: every chunk of tokens counts its experts; the counts
 // become the rows where each chunk's experts begin; every chunk places its tokens. The rows do not
@@ -16,15 +17,13 @@
 // an AMD EPYC: see bench/results. What keeps it above is the chain of additions to one counter.
 class Permuter {
  public:
-  Permuter(int64_t tokens, int64_t top_k, int64_t num_experts, const at::TensorOptions& like)
+  // A thread is worth waking for `grain` tokens.
+  Permuter(int64_t tokens, int64_t top_k, int64_t num_experts, int64_t grain)
       : tokens_(tokens), top_k_(top_k), experts_(num_experts) {
-    const at::TensorOptions ints = like.dtype(at::kInt);
-    source = at::empty({tokens * top_k}, ints);
-    slot_of = at::empty({tokens, top_k}, ints);
-    offsets = at::empty({num_experts + 1}, ints);
-    // A thread is worth waking for about 10 microseconds of work.
-    const int64_t most = std::max<int64_t>(1, tokens * top_k / 8192);
-    chunks = std::min<int64_t>(at::get_num_threads(), most);
+    source = empty({tokens * top_k}, at::kInt);
+    slot_of = empty({tokens, top_k}, at::kInt);
+    offsets = empty({num_experts + 1}, at::kInt);
+    chunks = std::clamp<int64_t>((tokens + grain - 1) / grain, 1, at::get_num_threads());
     counts_.assign(chunks * num_experts, 0);
   }
 
@@ -66,7 +65,22 @@ class Permuter {
               source.mutable_data_ptr<int32_t>() + source.numel(), -1);
   }
 
-  // Rows of a chunk's tokens; `experts` of token 0.
+  // Rows of all tokens. Waking another thread pays for itself from about 10 microseconds on.
+  template <class I>
+  void place_all(const I* experts) {
+    if (tokens_ * top_k_ >= 16384) return for_chunks([&](int64_t c) { place(c, experts); });
+    for (int64_t c = 0; c < chunks; ++c) place(c, experts);
+  }
+
+  // f(chunk) for all chunks, side by side.
+  template <class F>
+  void for_chunks(const F& f) const {
+    at::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
+      for (int64_t c = first; c < last; ++c) f(c);
+    });
+  }
+
+ private:
   template <class I>
   void place(int64_t chunk, const I* experts) {
     int32_t* next = counts_.data() + chunk * experts_;
@@ -84,15 +98,6 @@ class Permuter {
       }
   }
 
-  // f(chunk) for all chunks, side by side.
-  template <class F>
-  void for_chunks(const F& f) const {
-    at::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
-      for (int64_t c = first; c < last; ++c) f(c);
-    });
-  }
-
- private:
   int64_t tokens_, top_k_, experts_;
   std::vector<int32_t> counts_;  // (chunks, experts)
 };

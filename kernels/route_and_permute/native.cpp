@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <tuple>
 
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include "../grouped_topk/native.h"
+#include "outputs.h"
 #include "../permute/native.h"
 
 namespace {
@@ -20,11 +20,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> route_and
     const std::optional<at::Tensor>& expert_scale) {
   const Router router(logits, top_k, groups, kept, balanced, scoring_func, group_score, bias,
                       renormalize, factor, expert_scale);
-  at::Tensor weights = at::empty({router.tokens, top_k}, logits.options().dtype(at::kFloat));
-  at::Tensor experts = at::empty({router.tokens, top_k}, logits.options().dtype(at::kInt));
+  at::Tensor weights = empty({router.tokens, top_k}, at::kFloat);
+  at::Tensor experts = empty({router.tokens, top_k}, at::kInt);
   float* w = weights.mutable_data_ptr<float>();
   int32_t* e = experts.mutable_data_ptr<int32_t>();
-  Permuter rows(router.tokens, top_k, router.options.experts, logits.options());
+  Permuter rows(router.tokens, top_k, router.options.experts, router.grain());
   rows.for_chunks([&](int64_t c) {
     for (int64_t t = rows.begin(c); t < rows.begin(c + 1); t += BLOCK) {
       const int64_t end = std::min(t + BLOCK, rows.begin(c + 1));
@@ -33,7 +33,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> route_and
     }
   });
   rows.settle();
-  rows.for_chunks([&](int64_t c) { rows.place(c, e); });
+  rows.place_all(e);
   return {weights, experts, rows.source, rows.slot_of, rows.offsets};
 }
 

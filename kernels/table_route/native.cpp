@@ -12,11 +12,11 @@
 #endif
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include "isa.h"
 #include "logits.h"
+#include "outputs.h"
 #include "ranges.h"
 
 namespace {
@@ -135,8 +135,8 @@ std::tuple<at::Tensor, at::Tensor> table_route(
                             table ? table->size(0) - 1 : std::numeric_limits<int32_t>::max(),
                             table ? "the table's rows, -1 for padding" : "-1 for padding");
 
-  at::Tensor weights = at::empty({tokens, top_k}, token_ids.options().dtype(at::kFloat));
-  at::Tensor experts = at::empty({tokens, top_k}, token_ids.options().dtype(at::kInt));
+  at::Tensor weights = empty({tokens, top_k}, at::kFloat);
+  at::Tensor experts = empty({tokens, top_k}, at::kInt);
   int32_t* e = experts.mutable_data_ptr<int32_t>();
   float* w = weights.mutable_data_ptr<float>();
   bool good = true;

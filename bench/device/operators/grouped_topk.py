@@ -101,7 +101,13 @@ CASES += [case(router, 4096, torch.float32) for router in OTHERS]
 TINY = [case(PANGU, 4, torch.bfloat16), case(DEEPSEEK_V3, 4, torch.float32)]
 
 
-def small(router: Router, dtype: torch.dtype, tokens: int = 5) -> Small:
+def small(
+    router: Router,
+    dtype: torch.dtype,
+    tokens: int = 5,
+    of: Callable[..., Any] = triselect.grouped_topk,
+) -> Small:
+    """A small case of `of`, which takes the logits and options of grouped_topk."""
     options = router.options()
     vectors = {name: options.pop(name) for name in tuple(options) if torch.is_tensor(options[name])}
 
@@ -110,10 +116,8 @@ def small(router: Router, dtype: torch.dtype, tokens: int = 5) -> Small:
         logits = 2 * torch.randn(tokens, router.experts, generator=generator)
         return [logits.to(dtype), *vectors.values()]
 
-    def call(logits: Tensor, *given: Tensor, backend: str = "auto") -> triselect.Routing:
-        return triselect.grouped_topk(
-            logits, backend=backend, **options, **dict(zip(vectors, given, strict=True))
-        )
+    def call(logits: Tensor, *given: Tensor, backend: str = "auto") -> Any:
+        return of(logits, backend=backend, **options, **dict(zip(vectors, given, strict=True)))
 
     return Small(f"{router.name} {str(dtype).removeprefix('torch.')}", inputs, call)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from triselect.report import results_operators
 from triselect.report.machine import header
 from triselect.report.page import Page, Section, Table, micro, times
 from triselect.report.providers import LABELS, RIVALS, SHORT
@@ -43,15 +44,23 @@ class Case:
 
 @dataclass(frozen=True)
 class Run:
-    """One file: the machine, its cases, the distances from the floor."""
+    """One file: the machine, the cases of grouped_topk and their distances from the floor, and the
+    cases of the other operators.
+    """
 
     machine: dict[str, Any]
     cases: list[Case]
     floors: list[dict[str, Any]]
+    operators: list[dict[str, Any]]
 
     def as_dict(self) -> dict[str, Any]:
         cases = [case.providers for case in self.cases]
-        return {"machine": self.machine, "cases": cases, "floors": self.floors}
+        return {
+            "machine": self.machine,
+            "cases": cases,
+            "floors": self.floors,
+            "operators": self.operators,
+        }
 
 
 def load(path: Path) -> Run:
@@ -76,17 +85,22 @@ def load(path: Path) -> Run:
             key = Key(*(info[name] for name in Key._fields))
             cases.setdefault(key, {})[info["provider"]] = info
     floors = [info for info in recorded if "floor_us" in info]
-    return Run(machine, [Case(*item) for item in cases.items()], floors)
+    operators = [info for info in recorded if "providers" in info]
+    return Run(machine, [Case(*item) for item in cases.items()], floors, operators)
 
 
 def tables(run: Run) -> list[Table]:
-    """Host time, device time where there was a device, and the distance from the floor."""
-    found = [_times(run, "us_p50", "Host time: interleaved calls of the public function.")]
+    """Host time, device time where there was a device, and the distance from the floor; then the
+    other operators.
+    """
+    found = []
+    if run.cases:
+        found.append(_times(run, "us_p50", "Host time: interleaved calls of the public function."))
     if any("device_us_p50" in info for case in run.cases for info in case.providers.values()):
         found.append(_times(run, "device_us_p50", "Device time, cold cache, inputs rotated."))
     if run.floors:
         found.append(_floors(run))
-    return found
+    return found + results_operators.tables(run.operators)
 
 
 def _times(run: Run, clock: str, caption: str) -> Table:

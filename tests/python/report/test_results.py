@@ -89,6 +89,25 @@ def test_device_time_has_a_table_of_its_own(measured: Path) -> None:
     assert "50 %" in on_device.rows[0]
 
 
+def test_other_operators_have_a_table_each(measured: Path) -> None:
+    content = json.loads(measured.read_text())
+    timing = {"p20": 4.0, "p50": 5.0, "p80": 6.0, "samples": 9}
+    case = {"label": "two tokens", "dtype": "int32", "backend": "native"}
+    for op, slower in (("permute", 20.0), ("permute", 2.5), ("limit_experts", 10.0)):
+        providers = {"triselect": timing, "torch.sort": timing | {"p50": slower}}
+        more = {"op": op, "sizes": {"tokens": int(slower)}, "providers": providers}
+        content["benchmarks"].append({"extra_info": case | more})
+    measured.write_text(json.dumps(content))
+    *_, permute, limit = results.tables(results.load(measured))
+    assert [row[-1] for row in permute.rows] == ["!0.50×", "4.00×"]
+    assert permute.caption.startswith("permute. Against torch.sort: 1.41× in geometric mean of 2")
+    assert "1 of them lost" in permute.caption
+    assert "| two tokens | 10 | int32 | 5 (4–6) | native | 2.00× |" in results.markdown(
+        [results.load(measured)]
+    )
+    assert limit.rows
+
+
 def test_merging_twice_is_merging_once(measured: Path) -> None:
     text = f"before\n{results.OPENING}\nold\n{results.CLOSING}\nafter\n"
     table = results.markdown([results.load(measured)])
