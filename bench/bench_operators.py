@@ -1,4 +1,4 @@
-"""Every other operator against what people would otherwise run: the cases of `device/operators`.
+"""Every other operator against what people would otherwise run: the cases of `operators`.
 
 As in bench_grouped_topk.py, ratios come from ``us_p50`` in ``extra_info``, all providers of a case
 timed in turn; what pytest-benchmark itself times is latency and no more.
@@ -13,7 +13,7 @@ from triselect.report.timing import Timing, interleaved
 
 from .device.measure import chosen
 from .device.records import OURS
-from .device.registry import Case, Work, load, operators
+from .registry import Case, Work, load, operators
 
 APART = "grouped_topk"  # it has a suite of its own
 CASES = [

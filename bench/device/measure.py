@@ -17,8 +17,8 @@ import torch
 
 from bench.device import records
 from bench.device.records import OURS
-from bench.device.registry import Case, Work, load, operators
 from bench.device.roof import roofs
+from bench.registry import Case, Work, load, operators
 from triselect.report import capabilities, device_timing
 from triselect.report.timing import Call, Timing, interleaved
 

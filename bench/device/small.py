@@ -6,7 +6,7 @@ Triton's interpreter.
 
 import sys
 
-from bench.device.registry import assert_right, load, operators
+from bench.registry import assert_right, load, operators
 
 
 def main(device: str) -> None:

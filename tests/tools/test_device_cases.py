@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bench.device.registry import assert_right, load, operators
+from bench.registry import assert_right, load, operators
 
 from triselect.report import device_timing
 
@@ -22,7 +22,7 @@ TINY = [
 
 
 def test_every_triton_kernel_is_registered():
-    """See bench/device/registry.py for what a file in bench/device/operators/ holds."""
+    """See bench/registry.py for what a file in bench/operators/ holds."""
     rooms = {path.parent.name for path in KERNELS.glob("*/triton*")}
     assert rooms <= set(operators())
 

@@ -8,10 +8,8 @@ from torch import Tensor
 
 import triselect
 from bench.device.records import OURS
-from bench.device.registry import Case, Small, Work
+from bench.registry import ROTATED, Case, Small, Work
 from triselect.report.routers import DEEPSEEK_V3, PANGU, Router, sample, tokens_of
-
-ROTATED = 4  # inputs that take turns
 
 
 def by_sorting(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,12 +9,11 @@ from torch import Tensor
 
 import triselect
 from bench.device.records import OURS
-from bench.device.registry import Case, Small, Work
+from bench.registry import ROTATED, Case, Small, Work
 from triselect.report import baselines
 from triselect.report.providers import SHORT, providers
 from triselect.report.routers import DEEPSEEK_V3, OTHERS, PANGU, Router, sample, tokens_of
 
-ROTATED = 4  # inputs that take turns
 WANTED = (OURS, "eager", "composition", "compiled", "selection")
 FLASHINFER = "flashinfer"
 

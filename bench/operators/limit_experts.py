@@ -8,11 +8,10 @@ from torch import Tensor
 
 import triselect
 from bench.device.records import OURS
-from bench.device.registry import Case, Small, Work
+from bench.registry import ROTATED, Case, Small, Work
 from triselect.report.routers import DEEPSEEK_V3, PANGU, Router, sample, tokens_of
 
 from . import grouped_topk
-from .permute import ROTATED
 
 BUDGETS = {PANGU.name: 5, DEEPSEEK_V3.name: 16}  # experts kept of each group
 

@@ -1,4 +1,4 @@
-"""What an operator brings to the device suite, in `operators/<operator>.py`.
+"""What an operator brings to the benchmarks, on the CPU and on a GPU, in `operators/<operator>.py`.
 
 ``CASES``  `Case`s to time, the most important first: a deadline cuts the rest.
 ``TINY``   the like, small enough for a rehearsal on the CPU.
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from triselect.report.timing import Call
+
+ROTATED = 4  # inputs of a case that take turns
 
 
 class Work(NamedTuple):

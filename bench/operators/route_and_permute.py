@@ -8,12 +8,12 @@ from torch import Tensor
 
 import triselect
 from bench.device.records import OURS
-from bench.device.registry import Case, Small, Work
+from bench.registry import ROTATED, Case, Small, Work
 from triselect.report import baselines
 from triselect.report.routers import DEEPSEEK_V3, PANGU, PLAIN, Router, sample, tokens_of
 
 from . import grouped_topk
-from .permute import ROTATED, assert_permuted, by_sorting
+from .permute import assert_permuted, by_sorting
 
 
 def build(

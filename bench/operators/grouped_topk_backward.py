@@ -12,11 +12,9 @@ from torch import Tensor
 from triselect.kernels.grouped_topk import eager
 
 from bench.device.records import OURS
-from bench.device.registry import Case, Small, Work
+from bench.registry import ROTATED, Case, Small, Work
 from triselect.report import baselines
 from triselect.report.routers import DEEPSEEK_V3, PANGU, Router, sample, tokens_of
-
-from .permute import ROTATED
 
 backward = torch.ops.triselect.grouped_topk_backward
 UNSCALED = replace(PANGU, expert_scale=False)  # autograd of the composition has no need of it

@@ -8,10 +8,8 @@ from torch import Tensor
 
 import triselect
 from bench.device.records import OURS
-from bench.device.registry import Case, Small, Work
+from bench.registry import ROTATED, Case, Small, Work
 from triselect.moe import random_table
-
-from .permute import ROTATED
 
 VOCABULARY = 129280  # DeepSeek's
 EXPERTS, TOP_K = 256, 6
