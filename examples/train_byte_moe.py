@@ -1,17 +1,23 @@
 """Train `triselect.models.ByteMoE` on the source text of Python's own standard library.
 
-    python examples/train_byte_moe.py               # the shipped model: minutes on two cores
-    python examples/train_byte_moe.py --steps 100 --out quick
+    python examples/train_byte_moe.py               # the shipped models: minutes on two cores each
+    python examples/train_byte_moe.py --routing top-k --steps 100 --out quick
+
+Once with MoGE and once with plain top-k: the same sizes, text, batches, schedule and balance loss,
+and from the same seed the same initial weights. Only what the router may choose differs.
 
 The text is every *.py file of the running interpreter's standard library, as bytes, without
 site-packages, tests, and the tables in `encodings`, `pydoc_data` and `_sysconfigdata`. Files whose
-path has a CRC-32 divisible by 24 are held out. Ctrl-C stops training and writes what was reached.
+path has a CRC-32 divisible by 24 are held out. Ctrl-C ends a run and writes what it reached.
 
-Written to `--out`: `byte_moe.safetensors` (weights, bfloat16) and `router_logits.safetensors`
-(router logits of every layer on held-out text, float16, with that text).
+Written to `--out`, for MoGE: `byte_moe.safetensors` (weights, bfloat16) and
+`router_logits.safetensors` (router logits of every layer on held-out text, float16, with that
+text); for top-k the same with `_top_k` in the names. Of several seeds, the first is kept so.
+`training.json` holds loss and load of every run.
 """
 
 import argparse
+import itertools
 import lzma
 import math
 import os
@@ -21,6 +27,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,12 +38,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import triselect
-from triselect.models import ByteMoE, ByteMoEConfig, byte_moe
+from triselect.models import ByteMoE, ByteMoEConfig, byte_moe, training
 from triselect.moe import balance
 
 EXCLUDED = {"site-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "turtledemo"}
 HELD_OUT = 24
 SAMPLE_SEQUENCES, SAMPLE_LENGTH = 16, 224
+BATCH, BALANCE_WEIGHT = 8, 0.01
+# Expert groups, and the files of the package that hold the trained model.
+ROUTINGS = {
+    "moge": (8, byte_moe.WEIGHTS, byte_moe.ROUTER_LOGITS),
+    "top-k": (1, byte_moe.TOP_K_WEIGHTS, byte_moe.TOP_K_ROUTER_LOGITS),
+}
 
 
 def standard_library() -> tuple[dict[str, bytes], dict[str, bytes]]:
@@ -97,23 +110,30 @@ def batches(text: np.ndarray, size: int, length: int, seed: int) -> Iterator[Ten
         yield torch.from_numpy(text[starts[:, None] + np.arange(length + 1)].astype(np.int64))
 
 
+class Step(NamedTuple):
+    """One step of training: its number from 1, the share of the work that was done before it, its
+    losses, the first in bits per byte, and the experts that every layer chose."""
+
+    number: int
+    done: float
+    bits_per_byte: float
+    balance_loss: float
+    experts: tuple[Tensor, ...]
+
+
 def train(
     model: ByteMoE,
     text: np.ndarray,
     *,
     steps: int,
     minutes: float = math.inf,
-    batch: int = 8,
+    batch: int = BATCH,
     lr: float = 3e-3,
     warmup: int = 50,
-    balance_weight: float = 0.01,
     seed: int = 0,
-    report: Callable[[int, float, float], None] = lambda step, done, loss: None,
+    report: Callable[[Step], None] = lambda step: None,
 ) -> int:
-    """Train in place and return the steps taken, fewer than `steps` where `minutes` ran out.
-
-    `report` is given the step, the share of the work done, and the loss in bits per byte.
-    """
+    """Train in place and return the steps taken, fewer than `steps` where `minutes` ran out."""
     decay = [p for p in model.parameters() if p.dim() > 1]
     rest = [p for p in model.parameters() if p.dim() == 1]
     optimizer = torch.optim.AdamW(
@@ -137,11 +157,11 @@ def train(
             routings = zip(trace.router_logits, trace.experts, strict=True)
             uneven = torch.stack([balance.balance_loss(*routing) for routing in routings]).mean()
             optimizer.zero_grad()
-            (loss + balance_weight * uneven).backward()
+            (loss + BALANCE_WEIGHT * uneven).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             step += 1
-            report(step, done, loss.item() / math.log(2))
+            report(Step(step, done, loss.item() / math.log(2), uneven.item(), trace.experts))
     except KeyboardInterrupt:
         pass
     model.eval()
@@ -200,13 +220,15 @@ def imbalance_table(logits: Tensor, groups: int, top_k: int) -> list[tuple[str, 
     return rows
 
 
-def largest_shares(logits: Tensor, groups: int, top_k: int) -> list[float]:
-    """For each layer, the largest share that one expert takes of its group's work under MoGE."""
+def largest_shares(logits: Tensor, config: ByteMoEConfig) -> list[float]:
+    """For each layer, the largest share of the tokens that one expert of the model gets."""
     shares = []
     for layer in logits.float().flatten(1, 2):
-        chosen = triselect.grouped_topk(layer, top_k, num_expert_group=groups, balanced=True)
-        load = balance.expert_load(chosen.experts, layer.shape[1]).view(groups, -1)
-        shares.append(float((load / load.sum(1, keepdim=True)).max()))
+        chosen = triselect.grouped_topk(
+            layer, config.top_k, num_expert_group=config.expert_groups, balanced=True
+        )
+        load = balance.expert_load(chosen.experts, config.experts)
+        shares.append(float(load.max() / len(layer)))
     return shares
 
 
@@ -218,15 +240,13 @@ def write(path: Path, save: Callable[[Path], None]) -> None:
 
 
 def save(
-    model: ByteMoE, folder: Path, held_out: dict[str, bytes], about: dict[str, str]
-) -> tuple[Path, Path]:
+    model: ByteMoE,
+    weights: Path,
+    router_logits: Path,
+    held_out: dict[str, bytes],
+    about: dict[str, str],
+) -> None:
     """Write the weights, and the router logits that they give on the sample of held-out text."""
-    folder.mkdir(parents=True, exist_ok=True)
-    weights, router_logits = (
-        folder / file.name for file in (byte_moe.WEIGHTS, byte_moe.ROUTER_LOGITS)
-    )
-    origin = f"Python {platform.python_version()} standard library"
-    about = about | {"trained_on": origin}
     write(weights, lambda path: byte_moe.save_byte_moe(model, path, about))
 
     model = byte_moe.load_byte_moe(weights)  # rounded, as everyone will have it
@@ -234,22 +254,18 @@ def save(
     trace = model.trace(text)
     logits = torch.stack(trace.router_logits).view(model.config.layers, *text.shape, -1)
     nats = F.cross_entropy(trace.logits[:, :-1].flatten(0, 1), text[:, 1:].flatten().long())
-    about |= {
-        "text": f"{origin}, held-out files, path:offset {' '.join(places)}",
+    about = about | {
+        "text": f"{about['trained_on']}, held-out files, path:offset {' '.join(places)}",
         "license": "the text is CPython's, under the Python Software Foundation License Version 2",
         "bits_per_byte": f"{nats.item() / math.log(2):.4f}",
     }
     tensors = {"logits": logits.to(torch.float16), "text": text}
     write(router_logits, lambda path: save_file(tensors, path, about))
-    return weights, router_logits
 
 
-def measure(
-    console: Console, weights: Path, router_logits: Path, text: np.ndarray, held_out: np.ndarray
-) -> None:
-    """Print what the saved model is worth, beside simpler predictors, and how it routes."""
-    model = byte_moe.load_byte_moe(weights)
-    console.print(f"bits per byte of held-out text: {bits_per_byte(model, held_out):.3f}")
+def baselines(console: Console, text: np.ndarray, held_out: np.ndarray) -> None:
+    """Print what simpler predictors are worth."""
+    console.print("bits per byte of held-out text by")
     for order in range(5):
         baseline = ngram_bits_per_byte(text, held_out, order)
         console.print(f"  order-{order} counts of the training text: {baseline:.3f}")
@@ -260,25 +276,56 @@ def measure(
         ratio = 8 * len(compressed) / len(held_out)
         console.print(f"  {name} of the held-out text alone: {ratio:.3f}")
 
-    groups, top_k = model.config.expert_groups, model.config.top_k
+
+def show_load(console: Console, config: ByteMoEConfig, router_logits: Path) -> None:
+    """Print how a saved model routes, and how its logits would be routed otherwise."""
+    devices = training.DEVICES
     logits = byte_moe.router_logits(router_logits).logits
-    console.print(f"mean imbalance score and straggler factor on held-out text, {groups} devices")
-    for name, size, score, factor in imbalance_table(logits, groups, top_k):
+    console.print(f"mean imbalance score and straggler factor on held-out text, {devices} devices")
+    for name, size, score, factor in imbalance_table(logits, devices, config.top_k):
         console.print(f"  {name:>15}  {size:5} tokens  {score:.3f}  {factor:.3f}")
-    shares = ", ".join(f"{share:.3f}" for share in largest_shares(logits, groups, top_k))
-    even = groups / model.config.experts
+    shares = ", ".join(f"{share:.3f}" for share in largest_shares(logits, config))
+    even = config.top_k / config.experts
+    console.print(f"largest share of the tokens for one expert, by layer: {shares} (even: {even})")
+
+
+def run(
+    console: Console, text: np.ndarray, routing: str, seed: int, steps: int, minutes: float
+) -> tuple[ByteMoE, training.Recorder, int]:
+    """Train behind a progress bar: the model, what was recorded, and the steps taken."""
+    torch.manual_seed(seed)
+    model = ByteMoE(ByteMoEConfig(expert_groups=ROUTINGS[routing][0]))
+    recorder = training.Recorder(model.config.experts)
+    wall, cpu = time.perf_counter(), time.process_time()
+    columns = "{task.description}", BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    bar = Progress(*(TextColumn(c) if isinstance(c, str) else c for c in columns), console=console)
+    with bar:
+        task = bar.add_task("training", total=1.0)
+        smooth = 8.0
+
+        def report(step: Step) -> None:
+            nonlocal smooth
+            smooth += 0.05 * (step.bits_per_byte - smooth)
+            description = f"{routing}, step {step.number}: {smooth:.3f} bits per byte"
+            bar.update(task, completed=step.done, description=description)
+            recorder.add(step.number, step.bits_per_byte, step.balance_loss, step.experts)
+
+        taken = train(model, text, steps=steps, minutes=minutes, seed=seed, report=report)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     console.print(
-        f"largest share of one expert in its group, by layer: {shares} (even: {even:.3f})"
+        f"{routing}, seed {seed}: {taken} steps in {wall:.0f} s ({cpu:.0f} s of CPU time)"
     )
+    return model, recorder, taken
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--routing", choices=[*ROUTINGS, "both"], default="both")
     parser.add_argument("--steps", type=int, default=1500, help="of 2048 bytes (default: 1500)")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="stop by then")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="end each run by then")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a run for each")
     parser.add_argument(
         "--out", type=Path, default=byte_moe.WEIGHTS.parent, help="folder (default: the package's)"
     )
@@ -287,44 +334,38 @@ def main() -> None:
 
     training_files, held_out_files = standard_library()
     text, held_out = as_bytes(training_files), as_bytes(held_out_files)
-    torch.manual_seed(options.seed)
-    model = ByteMoE(ByteMoEConfig())
-    parameters = sum(p.numel() for p in model.parameters())
     console.print(
-        f"{parameters:,} parameters; {len(text):,} bytes of {len(training_files)} files, "
+        f"{len(text):,} bytes of {len(training_files)} files, "
         f"{len(held_out):,} bytes of {len(held_out_files)} files held out"
     )
+    baselines(console, text, held_out)
 
-    wall, cpu = time.perf_counter(), time.process_time()
-    columns = "{task.description}", BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    bar = Progress(*(TextColumn(c) if isinstance(c, str) else c for c in columns), console=console)
-    with bar:
-        task = bar.add_task("training", total=1.0)
-        smooth = 8.0
-
-        def report(step: int, done: float, loss: float) -> None:
-            nonlocal smooth
-            smooth += 0.05 * (loss - smooth)
-            bar.update(task, completed=done, description=f"step {step}: {smooth:.3f} bits per byte")
-
-        steps = train(
-            model,
-            text,
-            steps=options.steps,
-            minutes=options.minutes,
-            seed=options.seed,
-            report=report,
+    options.out.mkdir(parents=True, exist_ok=True)
+    origin = f"Python {platform.python_version()} standard library"
+    routings = list(ROUTINGS) if options.routing == "both" else [options.routing]
+    for seed, routing in itertools.product(options.seeds, routings):
+        model, recorder, steps = run(console, text, routing, seed, options.steps, options.minutes)
+        kept = seed == options.seeds[0]
+        if kept:
+            weights, logits = (options.out / file.name for file in ROUTINGS[routing][1:])
+            about = {"step": str(steps), "seed": str(seed), "trained_on": origin}
+            save(model, weights, logits, held_out_files, about)
+            show_load(console, model.config, logits)
+        model.bfloat16().float()  # rounded, as it is written
+        bits = bits_per_byte(model, held_out)
+        console.print(f"{routing}, seed {seed}: {bits:.3f} bits per byte of held-out text")
+        record = training.Run(
+            routing=routing,
+            seed=seed,
+            steps=steps,
+            batch_bytes=BATCH * model.config.context,
+            balance_weight=BALANCE_WEIGHT,
+            trained_on=origin,
+            kept=kept,
+            bits_per_byte=round(bits, 4),
+            records=recorder.records,
         )
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-
-    console.print(f"{steps} steps in {wall:.0f} s ({cpu:.0f} s of CPU time)")
-    files = save(
-        model, options.out, held_out_files, {"step": str(steps), "seed": str(options.seed)}
-    )
-    for file in files:
-        console.print(f"{file}: {file.stat().st_size:,} bytes")
-    with console.status("measuring"):
-        measure(console, *files, text, held_out)
+        training.add_run(record, options.out / training.TRAINING.name)
 
 
 if __name__ == "__main__":

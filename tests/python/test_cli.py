@@ -57,7 +57,14 @@ def test_quick_play_writes_one_self_contained_page(tmp_path: Path) -> None:
     assert all(row["identical"] == row["tokens"] for row in data["verdicts"])
     assert [row["tokens"] for row in data["speeds"]] == [1, 16, 256] * 2
     assert f">{data['loads'][0]['devices_per_token']:.2f}<" in html
-    assert html.count('class="plot"') == 5
+    assert html.count('class="plot"') == 7
+    plain, balanced = data["trained"]
+    for page in (output, html):
+        assert "Trained both ways" in page
+        for each in (plain, balanced):
+            assert f"{each['runs'][0]['bits_per_byte']:.3f}" in page
+    assert plain["load"]["routing"] == "plain"
+    assert {run["routing"] for run in balanced["runs"]} == {"moge"}
 
     # What is left without the scripts, plotly.js among them, must not load anything.
     page = re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL)

@@ -1,6 +1,7 @@
 """`ByteMoE`: a small byte-level language model with grouped mixture-of-experts routing (MoGE).
 
-Its weights and a sample of its router logits are shipped; `examples/train_byte_moe.py` made both.
+Its weights and a sample of its router logits are shipped, trained with MoGE and, to compare, with
+plain top-k; `examples/train_byte_moe.py` made them.
 """
 
 import json
@@ -18,11 +19,17 @@ from triselect.ops import grouped_topk
 BYTES = 256
 WEIGHTS = Path(__file__).with_name("byte_moe.safetensors")
 ROUTER_LOGITS = Path(__file__).with_name("router_logits.safetensors")
+# Trained with plain top-k: for `load_byte_moe` and `router_logits`.
+TOP_K_WEIGHTS = Path(__file__).with_name("byte_moe_top_k.safetensors")
+TOP_K_ROUTER_LOGITS = Path(__file__).with_name("router_logits_top_k.safetensors")
 
 
 @dataclass(frozen=True)
 class ByteMoEConfig:
-    """Sizes of a `ByteMoE`. Routing as in Pangu Pro MoE: 64 experts, one from each of 8 groups."""
+    """Sizes of a `ByteMoE`. Routing as in Pangu Pro MoE: 64 experts, one from each of 8 groups.
+
+    With one group, the best `top_k` of all experts: plain top-k.
+    """
 
     width: int = 128
     layers: int = 4

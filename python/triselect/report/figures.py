@@ -1,13 +1,16 @@
 """The plots: light on ink, labelled where the eye already is, readable at phone width."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import log10
+from statistics import mean
 from typing import Any
 
 import plotly.graph_objects as go
 
+from triselect.models.training import Record
 from triselect.report.loads import Load
 from triselect.report.speed import Speed
+from triselect.report.trained import Trained
 
 INK, MUTED, GRID = "#1f2933", "#52606d", "#e4e7eb"
 TEAL, ORANGE, VIOLET, BLUE = "#0f766e", "#c2410c", "#6d28d9", "#1d4ed8"
@@ -183,6 +186,42 @@ def trade(loads: Sequence[Load], tokens: int) -> go.Figure:
         title_text="devices that a token is sent to (of 8)", range=[0.6, 8.4], dtick=1
     )
     figure.update_yaxes(title_text="imbalance score", range=[-0.12 * highest, 1.2 * highest])
+    return figure
+
+
+def loss(trained: Sequence[Trained]) -> go.Figure:
+    """Bits per byte of the training batches over the steps, the loss logarithmic."""
+    figure = _over_steps(trained, lambda record: record.bits_per_byte)
+    figure.update_yaxes(type="log", title_text="bits per byte", tickvals=[1.5, 2, 2.5, 3, 4, 6, 8])
+    return figure
+
+
+def training_imbalance(trained: Sequence[Trained]) -> go.Figure:
+    """Imbalance score of the training batches over the steps, mean of the layers."""
+    figure = _over_steps(trained, lambda record: mean(record.imbalance))
+    figure.update_yaxes(title_text="imbalance score", rangemode="tozero")
+    return figure
+
+
+def _over_steps(trained: Sequence[Trained], value: Callable[[Record], float]) -> go.Figure:
+    """A line per run; those of the shipped models are the thick ones."""
+    figure = _figure(height=360, right=24)
+    for each in trained:
+        label, colour, _ = ROUTINGS[each.load.routing]
+        for run in each.runs:
+            figure.add_scatter(
+                x=[record.step for record in run.records],
+                y=[value(record) for record in run.records],
+                mode="lines",
+                line={"color": colour, "width": 2.5 if run.kept else 1},
+                name=label,
+                legendgroup=label,
+                showlegend=run.kept,
+                hovertemplate=f"%{{y:.3f}} at step %{{x}}<extra>{label}, seed {run.seed}</extra>",
+            )
+    # The lines may lie upon one another: a legend, not names beside the ends.
+    figure.update_layout(showlegend=True, legend={"x": 1, "xanchor": "right", "y": 1})
+    figure.update_xaxes(title_text="training step")
     return figure
 
 

@@ -19,13 +19,15 @@ MOST = 200  # batches per size
 
 @dataclass(frozen=True)
 class Imbalance:
-    """Imbalance scores of `batches` batches of `tokens` tokens: mean, p10 and p90."""
+    """Of `batches` batches of `tokens` tokens: mean, p10 and p90 of the imbalance score, and the
+    mean straggler factor."""
 
     tokens: int
     batches: int
     mean: float
     p10: float
     p90: float
+    straggler: float
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,15 @@ def measure() -> list[Load]:
 
     Batches are of shuffled tokens of one layer, over all layers. Eight experts to a device.
     """
-    layers = [_shuffled(layer) for layer in sample().logits.flatten(1, 2)]
-    noise = [torch.randn(layer.shape, generator=_seeded()) for layer in layers]
-    found = [_load(router, router.label, layers) for router in ROUTINGS]
+    logits = sample().logits
+    noise = [torch.randn(layer.shape, generator=_seeded()) for layer in logits.flatten(1, 2)]
+    found = [of(router, logits) for router in ROUTINGS]
     return [*found, _load(PLAIN, "plain top-8 of random numbers (simulated)", noise)]
+
+
+def of(router: Router, logits: Tensor) -> Load:
+    """One routing of logits ``(layers, sequences, tokens, 64)``, in batches as above."""
+    return _load(router, router.label, [_shuffled(layer) for layer in logits.flatten(1, 2)])
 
 
 def _load(router: Router, label: str, layers: list[Tensor]) -> Load:
@@ -71,15 +78,16 @@ def _load(router: Router, label: str, layers: list[Tensor]) -> Load:
 
 def _imbalance(experts: list[Tensor], size: int) -> Imbalance:
     per_layer = max(1, MOST // len(experts))
-    scores = torch.stack(
-        [
-            balance.imbalance_score(batch, EXPERTS, DEVICES)
-            for layer in experts
-            for batch in layer[: len(layer) // size * size].split(size)[:per_layer]
-        ]
-    )
+    batches = [
+        batch
+        for layer in experts
+        for batch in layer[: len(layer) // size * size].split(size)[:per_layer]
+    ]
+    scores = torch.stack([balance.imbalance_score(batch, EXPERTS, DEVICES) for batch in batches])
     p10, p90 = scores.quantile(torch.tensor([0.1, 0.9], dtype=scores.dtype)).tolist()
-    return Imbalance(size, len(scores), float(scores.mean()), p10, p90)
+    factors = [balance.straggler_factor(batch, EXPERTS, DEVICES) for batch in batches]
+    straggler = float(torch.stack(factors).mean())
+    return Imbalance(size, len(batches), float(scores.mean()), p10, p90, straggler)
 
 
 def _shuffled(layer: Tensor) -> Tensor:

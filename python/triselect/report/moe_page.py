@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from triselect.report import figures, loads
+from triselect.report import figures, loads, trained_page
 from triselect.report.capabilities import Backend, Choice
 from triselect.report.equivalence import Verdict
 from triselect.report.figures import ROUTINGS
@@ -13,6 +13,7 @@ from triselect.report.page import Figure, Page, Section, Table, micro, times
 from triselect.report.providers import LABELS, RIVALS, SHORT
 from triselect.report.routers import DEEPSEEK_V3, LIMITED, PANGU, PLAIN
 from triselect.report.speed import Speed, geometric_mean
+from triselect.report.trained import Trained
 
 NAMES = {
     PANGU.name: "Pangu Pro MoE",
@@ -21,6 +22,10 @@ NAMES = {
     PLAIN.name: "plain top-8",
 }
 COMPARED = 16  # tokens of the batch size that the summary quotes
+LOGITS_OF = (
+    "The logits are those of the model that was trained with balanced routing. So plain and "
+    "group-limited routing are what-ifs: nothing taught this model's groups to be equally popular."
+)
 
 
 @dataclass
@@ -35,6 +40,7 @@ class Findings:
     not_judged: dict[str, str] = field(default_factory=dict)
     speeds: list[Speed] = field(default_factory=list)
     loads: list[Load] = field(default_factory=list)
+    trained: list[Trained] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -45,6 +51,7 @@ class Findings:
             "not_judged": self.not_judged,
             "speeds": [speed.as_dict() for speed in self.speeds],
             "loads": [load.as_dict() for load in self.loads],
+            "trained": [trained.as_dict() for trained in self.trained],
         }
 
 
@@ -114,14 +121,15 @@ def load_table(found: Sequence[Load]) -> Table:
 
 def page(found: Findings) -> Page:
     """The report of a guided run."""
-    plain, _, balanced, _ = found.loads
     ratios = {
         name: [r for row in found.speeds if (r := row.ratio(name)) is not None] for name in RIVALS
     }
     same = sum(v.identical for v in found.verdicts)
     judged = sum(v.tokens for v in found.verdicts)
-    (score,) = (row.mean for row in plain.imbalance if row.tokens == COMPARED)
-    (even,) = (row.mean for row in balanced.imbalance if row.tokens == COMPARED)
+    score, even = (
+        next(row.mean for row in each.load.imbalance if row.tokens == COMPARED)
+        for each in found.trained
+    )
     tiles = [(f"{judged:,}", "routings by all backends, each equal to the float64 reference")]
     if same < judged:
         tiles = [(f"{judged - same:,}", f"of {judged:,} routings differ from the reference")]
@@ -129,9 +137,8 @@ def page(found: Findings) -> Page:
         if ratios[name]:
             what = f"the speed of {_named(name)}: geometric mean of {len(ratios[name])} shapes"
             tiles.append((f"{geometric_mean(ratios[name]):.1f}×", what))
-    tiles.append(
-        (f"{even:.2g} vs {score:.2f}", f"imbalance of {COMPARED} tokens: balanced, plain top-8")
-    )
+    what = f"imbalance of {COMPARED} tokens: trained with balanced routing, with plain top-8"
+    tiles.append((f"{even:.2g} vs {score:.2f}", what))
     return Page(
         title="triselect · grouped top-k routing",
         lead=(
@@ -141,7 +148,13 @@ def page(found: Findings) -> Page:
         ),
         machine=found.machine,
         tiles=tiles,
-        sections=[_here(found), _equal(found), _speed(found), _balance(found)],
+        sections=[
+            _here(found),
+            _equal(found),
+            _speed(found),
+            _balance(found),
+            trained_page.section(found.trained),
+        ],
         data=found.as_dict(),
     )
 
@@ -222,9 +235,9 @@ def _balance(found: Findings) -> Section:
             f"The same logits, 8 of 64 experts per token, routed in three ways; 8 experts live on "
             f"each of {loads.DEVICES} devices. The imbalance score of a batch is the work of the "
             "fullest device less that of the emptiest, per token: all wait for the fullest.",
-            "Devices are counted here, not run. The model behind these logits was trained with "
-            "balanced routing, so nothing taught its groups to be equally popular: a model trained "
-            "for plain routing may well be less skewed. Batches are tokens of one layer, shuffled.",
+            f"Devices are counted here, not run. {LOGITS_OF} The next section compares models "
+            "that were trained with the routing they use. Batches are tokens of one layer, "
+            "shuffled.",
         ],
         [
             Figure(

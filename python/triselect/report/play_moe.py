@@ -8,7 +8,16 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from triselect.report import capabilities, interpreted, loads, machine, moe_page, terminal
+from triselect.report import (
+    capabilities,
+    interpreted,
+    loads,
+    machine,
+    moe_page,
+    terminal,
+    trained,
+    trained_page,
+)
 from triselect.report.equivalence import DTYPES, ROUTERS, judge
 from triselect.report.moe_page import Findings
 from triselect.report.page import render
@@ -44,6 +53,7 @@ def play(console: Console, out: Path, *, quick: bool = False) -> Path:
         _equality(console, progress, found, quick)
         _speed(console, progress, found, quick)
         _balance(console, progress, found)
+        _trained(console, progress, found)
     out.write_text(render(moe_page.page(found)), encoding="utf-8")
     console.print(f"\n  The whole story with figures: [bold]{escape(str(out.resolve()))}[/]\n")
     return out
@@ -140,7 +150,8 @@ def _balance(console: Console, progress: Progress, found: Findings) -> None:
         "[bold]4 · Is it balanced?[/]",
         "Now the devices. 64 experts live on 8 devices, and each token takes 8 experts: the best "
         "8, the best 8 of the best 4 groups, or the best of each group. The imbalance score is the "
-        "work of the fullest device less that of the emptiest, per token; 0 is perfect.",
+        "work of the fullest device less that of the emptiest, per token; 0 is perfect. "
+        + moe_page.LOGITS_OF,
     )
     task = progress.add_task("routing and counting", total=None)
     with torch.inference_mode():
@@ -157,3 +168,21 @@ def _balance(console: Console, progress: Progress, found: Findings) -> None:
         f"Balance has a price: each token's data goes to {balanced.devices_per_token:.0f} devices, "
         f"where plain routing needs {plain.devices_per_token:.1f}.",
     )
+
+
+def _trained(console: Console, progress: Progress, found: Findings) -> None:
+    task = progress.add_task("routing what each model was trained for", total=None)
+    with torch.inference_mode():
+        found.trained = trained.measure()
+    progress.remove_task(task)
+    run = found.trained[0].runs[0]
+    _tell(
+        console,
+        "[bold]5 · Trained both ways[/]",
+        f"The same byte-level model, trained once with plain top-8 and once with balanced routing: "
+        f"{run.steps:,} steps of {run.batch_bytes:,} bytes, the same initial weights and batches. "
+        "The loss was recorded then; the loads are counted now, on held-out text, each model "
+        "routed as it was trained.",
+    )
+    terminal.show(console, trained_page.table(found.trained))
+    _tell(console, "", trained_page.verdict(found.trained))

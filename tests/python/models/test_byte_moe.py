@@ -1,11 +1,12 @@
 """The byte-level MoE model, its shipped weights, and the shipped sample of its router logits."""
 
-import importlib.util
 import subprocess
 import sys
+from dataclasses import replace
 from math import log
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,29 +37,27 @@ def tiny() -> ByteMoE:
     return ByteMoE(TINY).requires_grad_(False)
 
 
-@pytest.fixture(scope="module")
-def shipped() -> ByteMoE:
-    pytest.importorskip("safetensors")
-    return load_byte_moe()
+SHIPPED = {
+    "moge": (byte_moe.WEIGHTS, byte_moe.ROUTER_LOGITS, 8),
+    "top-k": (byte_moe.TOP_K_WEIGHTS, byte_moe.TOP_K_ROUTER_LOGITS, 1),
+}
+
+
+@pytest.fixture(scope="module", params=SHIPPED)
+def routing(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def sample() -> byte_moe.RouterLogits:
+def shipped(routing: str) -> ByteMoE:
     pytest.importorskip("safetensors")
-    return router_logits()
+    return load_byte_moe(SHIPPED[routing][0])
 
 
 @pytest.fixture(scope="module")
-def example() -> ModuleType:
-    pytest.importorskip("rich")
+def sample(routing: str) -> byte_moe.RouterLogits:
     pytest.importorskip("safetensors")
-    path = Path(__file__).parents[3] / "examples" / "train_byte_moe.py"
-    spec = importlib.util.spec_from_file_location("train_byte_moe", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return router_logits(SHIPPED[routing][1])
 
 
 def tokens(batch: int, length: int, seed: int = 0) -> Tensor:
@@ -91,6 +90,15 @@ def test_routing_takes_the_same_number_from_every_group(tiny: ByteMoE) -> None:
         assert logits.dtype == torch.float32
         assert (experts // 3).sort(-1).values.tolist() == [[0, 0, 1, 1, 2, 2, 3, 3]] * 18
         assert imbalance_score(experts, 12, 4).item() == 0
+
+
+def test_one_group_is_plain_top_k() -> None:
+    torch.manual_seed(0)
+    trace = ByteMoE(replace(TINY, expert_groups=1)).trace(tokens(2, 9))
+    for logits, experts in zip(trace.router_logits, trace.experts, strict=True):
+        assert torch.equal(experts, grouped_topk(logits, 8).experts)
+        balanced = grouped_topk(logits, 8, num_expert_group=4, balanced=True).experts
+        assert not torch.equal(experts.sort().values, balanced.sort().values)
 
 
 def test_the_future_does_not_change_the_past(tiny: ByteMoE) -> None:
@@ -138,9 +146,10 @@ def test_rotation_turns_scores_into_functions_of_distance(tiny: ByteMoE) -> None
     assert (scores[:, 5, 0] - scores[:, 5, 5]).abs().min() > 1e-3
 
 
-def test_gradients_reach_every_parameter() -> None:
+@pytest.mark.parametrize("groups", [1, 4])
+def test_gradients_reach_every_parameter(groups: int) -> None:
     torch.manual_seed(0)
-    model = ByteMoE(TINY)
+    model = ByteMoE(replace(TINY, expert_groups=groups))
     text = tokens(4, 24)
     F.cross_entropy(model(text[:, :-1]).flatten(0, 1), text[:, 1:].flatten()).backward()
     for name, parameter in model.named_parameters():
@@ -184,14 +193,19 @@ def test_saved_weights_come_back_as_stored(tiny: ByteMoE, tmp_path: Path) -> Non
         assert torch.equal(loaded, weight.bfloat16().float()), name
 
 
-def test_shipped_files_are_small() -> None:
-    assert byte_moe.WEIGHTS.stat().st_size < 5e6
-    assert byte_moe.ROUTER_LOGITS.stat().st_size < 2e6
+def test_shipped_files_are_small(routing: str) -> None:
+    weights, logits, _ = SHIPPED[routing]
+    assert weights.stat().st_size < 5e6
+    assert logits.stat().st_size < 2e6
 
 
-def test_shipped_weights(shipped: ByteMoE) -> None:
-    config = shipped.config
-    assert (config.experts, config.expert_groups, config.top_k) == (64, 8, 8)
+def test_the_shipped_model_is_that_of_moge() -> None:
+    pytest.importorskip("safetensors")
+    assert load_byte_moe().config == ByteMoEConfig()
+
+
+def test_shipped_weights(shipped: ByteMoE, routing: str) -> None:
+    assert shipped.config == ByteMoEConfig(expert_groups=SHIPPED[routing][2])
     assert all(p.isfinite().all() and p.dtype == torch.float32 for p in shipped.parameters())
     assert not shipped.training
 
@@ -212,8 +226,10 @@ def test_shipped_router_logits_are_the_shipped_model_on_the_shipped_text(
     trace = shipped.trace(sample.text)
     logits = torch.stack(trace.router_logits).view(sample.logits.shape)
 
-    best = logits.unflatten(-1, (shipped.config.expert_groups, -1)).topk(2, -1).values
-    gap = (best[..., 0] - best[..., 1]).amin(-1).cummin(-1).values  # here or to the left
+    groups = shipped.config.expert_groups
+    each = shipped.config.top_k // groups
+    best = logits.unflatten(-1, (groups, -1)).topk(each + 1, -1).values
+    gap = (best[..., -2] - best[..., -1]).amin(-1).cummin(-1).values  # here or to the left
     below = torch.cat([torch.full_like(gap[:1], torch.inf), gap.cummin(0).values[:-1]])
     clear = below > 2e-5  # float32 differs from float64 by up to 5e-6 here
     assert clear.double().mean() > 0.8
@@ -231,16 +247,24 @@ def test_shipped_router_logits_are_skewed_as_real_ones_are(sample: byte_moe.Rout
         assert (used > 0).sum() > 32, "experts have collapsed"
 
 
-def test_shipped_model_beats_counting_bytes(
-    shipped: ByteMoE, sample: byte_moe.RouterLogits, example: ModuleType
-) -> None:
-    """Against order-2 counts over this machine's standard library, without the held-out files."""
+@pytest.fixture(scope="module")
+def counting(example: ModuleType) -> float:
+    """Bits per byte of the sample by order-2 counts over this machine's standard library, without
+    the held-out files."""
     text = example.as_bytes(example.standard_library()[0])
     if len(text) < 5_000_000:
         pytest.skip("this Python's standard library comes without its source")
     # In one piece: 30 of the 3584 bytes are counted across a seam, worth far less than the margin.
-    counting = example.ngram_bits_per_byte(text, sample.text.flatten().numpy(), 2)
+    return example.ngram_bits_per_byte(text, router_logits().text.flatten().numpy(), 2)
 
+
+def test_both_samples_are_of_the_same_text(sample: byte_moe.RouterLogits) -> None:
+    assert torch.equal(sample.text, router_logits().text)
+
+
+def test_shipped_model_beats_counting_bytes(
+    shipped: ByteMoE, sample: byte_moe.RouterLogits, counting: float
+) -> None:
     logits = shipped(sample.text)[:, :-1].flatten(0, 1)
     nats = F.cross_entropy(logits, sample.text[:, 1:].flatten().long()).item()
     assert nats / log(2) < counting - 0.5
@@ -283,7 +307,7 @@ def test_twenty_steps_lower_the_loss(example: ModuleType) -> None:
         steps=20,
         batch=4,
         warmup=2,
-        report=lambda step, done, loss: losses.append(loss),
+        report=lambda step: losses.append(step.bits_per_byte),
     )
     assert steps == len(losses) == 20
     assert np.mean(losses[-5:]) < losses[0] - 2
@@ -291,8 +315,8 @@ def test_twenty_steps_lower_the_loss(example: ModuleType) -> None:
 
 
 def test_interrupted_training_keeps_what_it_has(example: ModuleType) -> None:
-    def interrupt(step: int, done: float, loss: float) -> None:
-        if step == 3:
+    def interrupt(step: Any) -> None:
+        if step.number == 3:
             raise KeyboardInterrupt
 
     text = np.frombuffer(b"spam and eggs " * 50, np.uint8)

@@ -17,6 +17,9 @@ from triselect.moe.balance import (
 )
 
 EXPERTS, DEVICES, TOP_K = 64, 8, 8
+every_routing = pytest.mark.parametrize(
+    "routing", [{"num_expert_group": 8, "balanced": True}, {}], ids=["moge", "plain"]
+)
 
 
 def uniform(tokens: int, seed: int) -> torch.Tensor:
@@ -82,9 +85,10 @@ def test_moge_is_balanced_whatever_the_skew(tokens: int, devices: int) -> None:
         assert imbalance_score(grouped_topk(logits, TOP_K).experts, EXPERTS, devices).item() > 1
 
 
-def test_balance_loss_is_the_sum_over_experts() -> None:
+@every_routing
+def test_balance_loss_is_the_sum_over_experts(routing: dict) -> None:
     logits = uniform(50, seed=3) + torch.linspace(0, 2, EXPERTS)
-    experts = grouped_topk(logits, TOP_K, num_expert_group=8, balanced=True).experts
+    experts = grouped_topk(logits, TOP_K, **routing).experts
     expected = 0.0
     probability = logits.double().softmax(-1)
     for expert in range(EXPERTS):
@@ -111,6 +115,28 @@ def test_balance_loss_gradient() -> None:
     share = expert_load(experts, 8).double() * 8 / (2 * 6)
     expected = s * (share - (s * share).sum(-1, keepdim=True)) / 6
     torch.testing.assert_close(gradient.double(), expected, rtol=1e-5, atol=1e-7)
+
+
+@every_routing
+def test_balance_loss_gradient_is_the_slope_of_the_formula(routing: dict) -> None:
+    """Central differences of the loss in float64; what was chosen stays as it is."""
+    logits = (uniform(5, seed=7) + torch.linspace(0, 2, EXPERTS)).requires_grad_()
+    experts = grouped_topk(logits, TOP_K, **routing).experts
+    (gradient,) = torch.autograd.grad(balance_loss(logits, experts), logits)
+
+    share = np.bincount(experts.flatten(), minlength=EXPERTS) * EXPERTS / (TOP_K * 5)
+
+    def formula(x: np.ndarray) -> float:
+        s = np.exp(x) / np.exp(x).sum(1, keepdims=True)
+        return float(share @ s.mean(0))
+
+    x = logits.detach().double().numpy()
+    slopes = np.empty_like(x)
+    for i in np.ndindex(x.shape):
+        step = np.zeros_like(x)
+        step[i] = 1e-4
+        slopes[i] = (formula(x + step) - formula(x - step)) / 2e-4
+    np.testing.assert_allclose(gradient, slopes, rtol=1e-4, atol=1e-7)
 
 
 def test_minimising_the_balance_loss_evens_out_the_load() -> None:
