@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from triselect.report import figures, loads, trained_page
+from triselect.report import budgets_page, figures, loads, trained_page
+from triselect.report.budgets import Budget
 from triselect.report.capabilities import Backend, Choice
 from triselect.report.equivalence import Verdict
 from triselect.report.figures import ROUTINGS
@@ -41,6 +42,7 @@ class Findings:
     speeds: list[Speed] = field(default_factory=list)
     loads: list[Load] = field(default_factory=list)
     trained: list[Trained] = field(default_factory=list)
+    budgets: list[Budget] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -52,6 +54,7 @@ class Findings:
             "speeds": [speed.as_dict() for speed in self.speeds],
             "loads": [load.as_dict() for load in self.loads],
             "trained": [trained.as_dict() for trained in self.trained],
+            "budgets": [budget.as_dict() for budget in self.budgets],
         }
 
 
@@ -154,6 +157,7 @@ def page(found: Findings) -> Page:
             _speed(found),
             _balance(found),
             trained_page.section(found.trained),
+            budgets_page.section(found.budgets),
         ],
         data=found.as_dict(),
     )

@@ -9,6 +9,8 @@ from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from triselect.report import (
+    budgets,
+    budgets_page,
     capabilities,
     interpreted,
     loads,
@@ -54,6 +56,7 @@ def play(console: Console, out: Path, *, quick: bool = False) -> Path:
         _speed(console, progress, found, quick)
         _balance(console, progress, found)
         _trained(console, progress, found)
+        _budgets(console, progress, found)
     out.write_text(render(moe_page.page(found)), encoding="utf-8")
     console.print(f"\n  The whole story with figures: [bold]{escape(str(out.resolve()))}[/]\n")
     return out
@@ -186,3 +189,17 @@ def _trained(console: Console, progress: Progress, found: Findings) -> None:
     )
     terminal.show(console, trained_page.table(found.trained))
     _tell(console, "", trained_page.verdict(found.trained))
+
+
+def _budgets(console: Console, progress: Progress, found: Findings) -> None:
+    task = progress.add_task("routing within budgets", total=None)
+    with torch.inference_mode():
+        found.budgets = budgets.measure()
+    progress.remove_task(task)
+    _tell(
+        console,
+        "[bold]6 · A budget of experts[/]",
+        "A decoding step is as fast as the weights it reads. triselect.limit_experts lets the "
+        "batch vote, keeps the most-voted experts of every group, and routes again among those.",
+    )
+    terminal.show(console, budgets_page.table(found.budgets))
