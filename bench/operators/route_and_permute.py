@@ -25,8 +25,7 @@ def build(
     compose = baselines.composition(router, device)
 
     def fused(backend: str = "auto") -> tuple[Tensor, ...]:
-        routing, permutation = triselect.route_and_permute(logits, backend=backend, **options)
-        return *routing, *permutation
+        return triselect.route_and_permute(logits, backend=backend, **options)
 
     def apart() -> tuple[Tensor, ...]:
         routing = triselect.grouped_topk(logits, **options)
@@ -70,13 +69,8 @@ TINY = [case(PANGU, 4, torch.bfloat16), case(DEEPSEEK_V3, 4, torch.float32)]
 
 
 def small(router: Router, dtype: torch.dtype, tokens: int) -> Small:
-    apart = grouped_topk.small(router, dtype, tokens, of=triselect.route_and_permute)
-
-    def call(*inputs: Tensor, backend: str = "auto") -> tuple[Tensor, ...]:
-        routing, permutation = apart.call(*inputs, backend=backend)
-        return *routing, *permutation
-
-    return Small(f"{apart.name}, {tokens} tokens", apart.inputs, call)
+    name, inputs, call = grouped_topk.small(router, dtype, tokens, of=triselect.route_and_permute)
+    return Small(f"{name}, {tokens} tokens", inputs, call)
 
 
 SMALL = [

@@ -1,6 +1,6 @@
 """`grouped_topk`: MoE routing over groups of experts."""
 
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -97,11 +97,11 @@ def grouped_topk(
     >>> grouped_topk(logits, 2).experts
     tensor([[3, 1]], dtype=torch.int32)
     """
-    args: tuple[Any, ...] = (
+    args = routing_arguments(
         logits,
         top_k,
         num_expert_group,
-        num_expert_group if topk_group is None else topk_group,
+        topk_group,
         balanced,
         scoring_func,
         group_score,
@@ -110,7 +110,6 @@ def grouped_topk(
         routed_scaling_factor,
         expert_scale,
     )
-    _validate(*args)
     if backend == "auto" and not needs_grad(logits, expert_scale):
         # The inference path: no autograd registration in between (it alone costs microseconds).
         return Routing(*_grouped_topk.auto(*args))
@@ -125,33 +124,18 @@ def needs_grad(logits: Tensor | None, expert_scale: Tensor | None = None) -> boo
     )
 
 
-class RoutingOptions(TypedDict, total=False):
-    """The options of `grouped_topk`, for operators that route as a part of what they do."""
-
-    num_expert_group: int
-    topk_group: int | None
-    balanced: bool
-    scoring_func: str
-    group_score: str
-    e_score_correction_bias: Tensor | None
-    renormalize: bool
-    routed_scaling_factor: float
-    expert_scale: Tensor | None
-
-
 def routing_arguments(
     logits: Tensor,
     top_k: int,
-    *,
-    num_expert_group: int = 1,
-    topk_group: int | None = None,
-    balanced: bool = False,
-    scoring_func: str = "softmax",
-    group_score: str = "max",
-    e_score_correction_bias: Tensor | None = None,
-    renormalize: bool = False,
-    routed_scaling_factor: float = 1.0,
-    expert_scale: Tensor | None = None,
+    num_expert_group: int,
+    topk_group: int | None,
+    balanced: bool,
+    scoring_func: str,
+    group_score: str,
+    e_score_correction_bias: Tensor | None,
+    renormalize: bool,
+    routed_scaling_factor: float,
+    expert_scale: Tensor | None,
 ) -> tuple[Any, ...]:
     """All arguments of the operator in their order, validated."""
     args: tuple[Any, ...] = (

@@ -1,6 +1,6 @@
 """`limit_experts`: routing within a budget of experts for the whole batch."""
 
-from typing import NamedTuple, Unpack
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,7 +8,6 @@ from torch import Tensor
 from triselect.ops import backends, operator
 from triselect.ops.grouped_topk import (
     ARGUMENTS,
-    RoutingOptions,
     empty_routing,
     needs_grad,
     routing_arguments,
@@ -34,8 +33,16 @@ def limit_experts(
     budget: int,
     *,
     per_group: bool = True,
+    num_expert_group: int = 1,
+    topk_group: int | None = None,
+    balanced: bool = False,
+    scoring_func: str = "softmax",
+    group_score: str = "max",
+    e_score_correction_bias: Tensor | None = None,
+    renormalize: bool = False,
+    routed_scaling_factor: float = 1.0,
+    expert_scale: Tensor | None = None,
     backend: str = "auto",
-    **options: Unpack[RoutingOptions],
 ) -> LimitedRouting:
     """Route a batch over its most-voted experts alone, so that fewer weights are read.
 
@@ -53,12 +60,10 @@ def limit_experts(
         topk_group (rounded up) per group, so that every token finds its number.
     per_group : bool
         False keeps the K' most-voted of every group first, then the most-voted of the rest.
+    num_expert_group, ..., expert_scale
+        The options of `grouped_topk`.
     backend : "auto", "native", "triton", "eager" or "reference"
         A named backend runs or raises; "auto" chooses by device.
-    **options
-        Those of `grouped_topk`: `num_expert_group`, `topk_group`, `balanced`, `scoring_func`,
-        `group_score`, `e_score_correction_bias`, `renormalize`, `routed_scaling_factor`,
-        `expert_scale`.
 
     Returns
     -------
@@ -91,9 +96,21 @@ def limit_experts(
     >>> limit_experts(logits, 1, 2).kept
     tensor([ True, False,  True])
     """
-    args = routing_arguments(logits, top_k, **options)
+    args = routing_arguments(
+        logits,
+        top_k,
+        num_expert_group,
+        topk_group,
+        balanced,
+        scoring_func,
+        group_score,
+        e_score_correction_bias,
+        renormalize,
+        routed_scaling_factor,
+        expert_scale,
+    )
     _validate(logits.shape[1], top_k, budget, per_group, groups=args[2], kept=args[3])
-    if backend == "auto" and not needs_grad(logits, options.get("expert_scale")):
+    if backend == "auto" and not needs_grad(logits, expert_scale):
         return LimitedRouting(*_limit_experts.auto(*args, budget, per_group))
     backends.must_be_known(backend)
     return LimitedRouting(*_limit_experts.named(*args, budget, per_group, backend))

@@ -1,6 +1,6 @@
 """`route_and_permute`: from logits to rows in the order of their experts."""
 
-from typing import NamedTuple, Unpack
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -8,7 +8,6 @@ from triselect.ops import backends, operator
 from triselect.ops.grouped_topk import (
     ARGUMENTS,
     Routing,
-    RoutingOptions,
     empty_routing,
     needs_grad,
     routing_arguments,
@@ -19,14 +18,41 @@ from triselect.ops.permute import Permutation, empty_permutation
 
 
 class RoutedPermutation(NamedTuple):
-    """What `grouped_topk` and `permute` return: ``routing`` and ``permutation``."""
+    """All that `grouped_topk` and `permute` return, field by field.
 
-    routing: Routing
-    permutation: Permutation
+    ``weights (T, top_k) float32``; ``experts (T, top_k)``, ``source (T * top_k,)``,
+    ``slot_of (T, top_k)`` and ``offsets (E + 1,)``, all int32.
+    """
+
+    weights: Tensor
+    experts: Tensor
+    source: Tensor
+    slot_of: Tensor
+    offsets: Tensor
+
+    @property
+    def routing(self) -> Routing:
+        return Routing(self.weights, self.experts)
+
+    @property
+    def permutation(self) -> Permutation:
+        return Permutation(self.source, self.slot_of, self.offsets)
 
 
 def route_and_permute(
-    logits: Tensor, top_k: int, *, backend: str = "auto", **options: Unpack[RoutingOptions]
+    logits: Tensor,
+    top_k: int,
+    *,
+    num_expert_group: int = 1,
+    topk_group: int | None = None,
+    balanced: bool = False,
+    scoring_func: str = "softmax",
+    group_score: str = "max",
+    e_score_correction_bias: Tensor | None = None,
+    renormalize: bool = False,
+    routed_scaling_factor: float = 1.0,
+    expert_scale: Tensor | None = None,
+    backend: str = "auto",
 ) -> RoutedPermutation:
     """Route tokens and put their copies in the order of their experts: two operators in one.
 
@@ -36,18 +62,17 @@ def route_and_permute(
         Router logits of T tokens (0 and up) over E experts, any strides.
     top_k : int
         Experts per token in all.
+    num_expert_group, ..., expert_scale
+        The options of `grouped_topk`.
     backend : "auto", "native", "triton", "eager" or "reference"
         A named backend runs or raises; "auto" chooses by device.
-    **options
-        Those of `grouped_topk`: `num_expert_group`, `topk_group`, `balanced`, `scoring_func`,
-        `group_score`, `e_score_correction_bias`, `renormalize`, `routed_scaling_factor`,
-        `expert_scale`.
 
     Returns
     -------
     RoutedPermutation
-        ``routing`` as of `grouped_topk` and ``permutation`` as of `permute` on its experts, the
-        same values as from the two apart.
+        ``weights`` and ``experts`` as of `grouped_topk`; ``source``, ``slot_of`` and ``offsets`` as
+        of `permute` on those experts. The same values as from the two apart, which ``routing`` and
+        ``permutation`` give.
 
     Raises
     ------
@@ -64,26 +89,35 @@ def route_and_permute(
     Examples
     --------
     >>> logits = torch.tensor([[1.0, 3.0, 2.0, 4.0], [5.0, 1.0, 0.0, 4.0]])
-    >>> routing, permutation = route_and_permute(logits, 2, num_expert_group=2, balanced=True)
-    >>> routing.experts
+    >>> routed = route_and_permute(logits, 2, num_expert_group=2, balanced=True)
+    >>> routed.experts
     tensor([[1, 3],
             [0, 3]], dtype=torch.int32)
-    >>> permutation.source, permutation.offsets
+    >>> routed.source, routed.offsets
     (tensor([1, 0, 0, 1], dtype=torch.int32), tensor([0, 1, 2, 2, 4], dtype=torch.int32))
     """
-    args = routing_arguments(logits, top_k, **options)
+    args = routing_arguments(
+        logits,
+        top_k,
+        num_expert_group,
+        topk_group,
+        balanced,
+        scoring_func,
+        group_score,
+        e_score_correction_bias,
+        renormalize,
+        routed_scaling_factor,
+        expert_scale,
+    )
     if logits.shape[0] * top_k > operator.LARGEST_INT32:
         raise ValueError(
             f"logits must have fewer tokens: {logits.shape[0]} with top_k = {top_k} "
             "are more than 2**31 - 1 rows"
         )
-    if backend == "auto" and not needs_grad(logits, options.get("expert_scale")):
-        found = _route_and_permute.auto(*args)
-    else:
-        backends.must_be_known(backend)
-        found = _route_and_permute.named(*args, backend)
-    weights, experts, source, slot_of, offsets = found
-    return RoutedPermutation(Routing(weights, experts), Permutation(source, slot_of, offsets))
+    if backend == "auto" and not needs_grad(logits, expert_scale):
+        return RoutedPermutation(*_route_and_permute.auto(*args))
+    backends.must_be_known(backend)
+    return RoutedPermutation(*_route_and_permute.named(*args, backend))
 
 
 def _empty(logits: Tensor, top_k: int, *options: object) -> tuple[Tensor, ...]:
