@@ -189,7 +189,7 @@ def grouped_topk_backward(
         case "sigmoid":
             slope = p * (1 - p)
         case "sqrt_softplus":
-            slope = x.gather(1, index).sigmoid() / (2 * p).clamp_min(EPSILON)
+            slope = scores(x.gather(1, index), "sigmoid") / (2 * p).clamp_min(EPSILON)
         case _:
             slope = torch.ones_like(p)
     dx = (dp * slope).masked_fill(~chosen, 0.0)
