@@ -17,19 +17,22 @@ INLINE Floats slope(Floats x, Floats s, Scoring scoring) {
 INLINE float exponentials(float* x, int64_t n) {
   const int64_t full = n / WIDTH, tail = n - full * WIDTH;
   const Floats top = splat(largest(max_of((const Floats*)x, full + (tail > 0))));
-  Floats sum[2] = {};
+  Floats sum{}, part{};  // in parts: rounding errors grow with the length of a chain of additions
   for (int64_t i = 0; i < full; ++i) {
     const Floats e = exp_of_negative(load(x + i * WIDTH) - top);
     store(x + i * WIDTH, e);
-    sum[i % 2] += e;
+    part += e;
+    if (i % 8 < 7) continue;
+    sum += part;
+    part = Floats{};
   }
   if (tail) {
     Floats e = exp_of_negative(load(x + full * WIDTH) - top);
     e = lane_numbers() < splat((int32_t)tail) ? e : Floats{};
     store(x + full * WIDTH, e);
-    sum[0] += e;
+    part += e;
   }
-  return total(sum[0] + sum[1]);
+  return total(sum + part);
 }
 
 // The first n values of factor * x.

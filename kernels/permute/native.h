@@ -13,8 +13,7 @@
 // become the rows where each chunk's experts begin; every chunk places its tokens. The rows do not
 // depend on how tokens are cut into chunks.
 //
-// Floor: the experts are read twice, two integers written per assignment. Measured on one core of
-// an AMD EPYC: see bench/results. What keeps it above is the chain of additions to one counter.
+// Floor: the experts are read twice, two integers written per assignment.
 class Permuter {
  public:
   // A thread is worth waking for `grain` tokens.

@@ -45,13 +45,27 @@ INLINE Floats max_of(const Floats* x, int64_t n) {
   return maximum(maximum(m[0], m[1]), maximum(m[2], m[3]));
 }
 
+// Blocks are added up in pairs: rounding errors grow with the length of a chain of additions.
 INLINE Floats sum_of_exp(const Floats* x, int64_t n, Floats top) {
-  Floats t[4] = {};
-  int64_t i = 0;
-  for (; i + 4 <= n; i += 4)
-    for (int j = 0; j < 4; ++j) t[j] += exp_of_negative(x[i + j] - top);
-  for (; i < n; ++i) t[0] += exp_of_negative(x[i] - top);
-  return (t[0] + t[1]) + (t[2] + t[3]);
+  constexpr int64_t BLOCK = 32;
+  Floats sums[64];  // of 2^level blocks each, where the bit of the level is set in `blocks`
+  int64_t blocks = 0;
+  for (int64_t begin = 0; begin < n; begin += BLOCK, ++blocks) {
+    const int64_t end = std::min(begin + BLOCK, n);
+    Floats t[4] = {};
+    int64_t i = begin;
+    for (; i + 4 <= end; i += 4)
+      for (int j = 0; j < 4; ++j) t[j] += exp_of_negative(x[i + j] - top);
+    for (; i < end; ++i) t[0] += exp_of_negative(x[i] - top);
+    Floats sum = (t[0] + t[1]) + (t[2] + t[3]);
+    int level = 0;
+    for (; blocks >> level & 1; ++level) sum += sums[level];
+    sums[level] = sum;
+  }
+  Floats all{};
+  for (int level = 0; blocks >> level; ++level)
+    if (blocks >> level & 1) all += sums[level];
+  return all;
 }
 
 // A row of n logits as float32 with NaN as -inf, readable in whole vectors, -inf past its end.

@@ -88,6 +88,7 @@ def route_and_permute(
 
     Examples
     --------
+    >>> import torch
     >>> logits = torch.tensor([[1.0, 3.0, 2.0, 4.0], [5.0, 1.0, 0.0, 4.0]])
     >>> routed = route_and_permute(logits, 2, num_expert_group=2, balanced=True)
     >>> routed.experts

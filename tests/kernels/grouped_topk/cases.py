@@ -1,6 +1,6 @@
-"""What the tests of grouped_topk feed it: published models' settings, data, layouts, backends."""
+"""What the tests of grouped_topk feed it: published models' settings, data, backends."""
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,9 +9,26 @@ import torch
 from torch import Tensor
 
 import triselect
-from triselect.ops import backends
+from triselect.ops.grouped_topk import SCORING_FUNCS
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+from .. import backends
+from ..backends import DTYPES, LAYOUTS, every_dtype, over_backends, stored
+
+__all__ = [
+    "DTYPES",
+    "LAYOUTS",
+    "SETTINGS",
+    "Backend",
+    "Setting",
+    "every_backend",
+    "every_dtype",
+    "every_scoring",
+    "every_setting",
+    "every_trained_backend",
+    "inputs",
+    "limited",
+    "moge",
+]
 
 
 class Setting(NamedTuple):
@@ -87,57 +104,9 @@ def inputs(
     return logits, options
 
 
-def sliced(x: Tensor) -> Tensor:
-    wide = x.new_full((2 * x.shape[0] + 1, 3 * x.shape[1] + 2), torch.nan)
-    view = wide[1::2, 2::3]
-    view.copy_(x)
-    return view
-
-
-def expanded(x: Tensor) -> Tensor:
-    """Every token the first one: a stride of zero."""
-    return x[:1].expand(x.shape[0], -1)
-
-
-LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "contiguous": lambda x: x,
-    "transposed": lambda x: x.t().contiguous().t(),
-    "sliced": sliced,
-    "expanded": expanded,
-    "narrow": lambda x: torch.cat((x, x), 1)[:, : x.shape[1]],
-}
-
-
-class Backend(NamedTuple):
-    """A backend on a device, called like the public function, with results on the CPU."""
-
-    name: str
-    device: str
-
-    def __call__(
-        self, logits: Tensor, *, layout: str = "contiguous", **options: Any
-    ) -> triselect.Routing:
-        options = {
-            name: value.to(self.device) if isinstance(value, Tensor) else value
-            for name, value in options.items()
-        }
-        logits = LAYOUTS[layout](logits.to(self.device))
-        routing = triselect.grouped_topk(logits, backend=self.name, **options)
-        assert routing.weights.device.type == routing.experts.device.type == self.device
-        return triselect.Routing(routing.weights.cpu(), routing.experts.cpu())
-
-
-def _parameter(name: str, device: str) -> Any:
-    marks = [pytest.mark.gpu] if device == "cuda" else []
-    if name == "native" and (reason := backends.missing_native()):
-        marks = [pytest.mark.skip(reason=reason)]
-    return pytest.param(Backend(name, device), id=f"{name}-{device}", marks=marks)
-
-
-# Triton's interpreter is too slow for these: test_triton.py has small cases of its own.
-BACKENDS = [_parameter(name, "cpu") for name in ("eager", "native", "auto")]
-if torch.cuda.is_available():
-    BACKENDS += [_parameter(name, "cuda") for name in ("eager", "triton", "auto")]
-every_backend = pytest.mark.parametrize("backend", BACKENDS)
+route = stored(triselect.grouped_topk)
+Backend = partial(backends.Backend, route)
+every_backend = over_backends(route, "grouped_topk")
+every_trained_backend = over_backends(route, "grouped_topk", "grouped_topk_backward")
 every_setting = pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.keys())
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+every_scoring = pytest.mark.parametrize("scoring_func", SCORING_FUNCS)

@@ -37,9 +37,12 @@ def complete(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def reference_routing(logits: Tensor, options: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+def reference_routing(
+    logits: Tensor, options: dict[str, Any], allowed: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Weights float64 and experts int32 ``(T, top_k)``."""
-    return reference.grouped_topk(logits.detach().float().cpu().numpy(), **complete(options))
+    x = logits.detach().float().cpu().numpy()
+    return reference.grouped_topk(x, **complete(options), allowed=allowed)
 
 
 def assert_same_routing(
@@ -48,8 +51,11 @@ def assert_same_routing(
     options: dict[str, Any],
     *,
     clear_share: float = 0.9,
+    allowed: np.ndarray | None = None,
 ) -> None:
     """`got` is the reference's routing of `logits`; `options` are those of the public function.
+
+    `allowed` ``(E,)`` bool leaves experts out, as in the reference.
 
     At least `clear_share` of the tokens must leave no doubt about their experts, so that comparing
     them means something. Data made of near ties cannot promise that and pass 0.
@@ -62,10 +68,10 @@ def assert_same_routing(
         return
     x = logits.detach().float().cpu().numpy().astype(np.float64)
     o = complete(options)
-    keys = Keys(x, o)
+    keys = Keys(x, o, allowed)
     clear = keys.clear()
     ids = experts.numpy()
-    expected = reference_routing(logits, options)[1]
+    expected = reference_routing(logits, options, allowed)[1]
     np.testing.assert_array_equal(ids[clear], expected[clear])
     assert clear.mean() >= clear_share, f"only {clear.mean():.0%} of the tokens are clear"
     for token in np.flatnonzero(~clear):
@@ -77,11 +83,13 @@ class Keys:
     """Keys and group scores in float64, with the error that float32 may have made in each.
 
     That error is one unit in the last place of the terms, so that two keys are told apart when they
-    differ by two. Equal terms make equal keys: those are ties, and as clear as any.
+    differ by two. Equal terms make equal keys: those are ties, and as clear as any. Experts that
+    are not `allowed` have the lowest of keys, and none in a group's score.
     """
 
-    def __init__(self, x: np.ndarray, o: dict[str, Any]):
+    def __init__(self, x: np.ndarray, o: dict[str, Any], allowed: np.ndarray | None = None):
         self.o = o
+        self.allowed = np.ones(x.shape[1], bool) if allowed is None else allowed
         bias = o["e_score_correction_bias"]
         x = reference.nan_last(x)
         with np.errstate(invalid="ignore", over="ignore"):
@@ -92,7 +100,7 @@ class Keys:
                 self.key = values = reference.nan_last(s + bias.astype(np.float64))
                 self.error = ulp(np.maximum(abs(s), abs(bias)))
                 self.terms = np.stack((x, np.broadcast_to(bias, x.shape)), -1)
-            self.key = self.key.astype(np.float64)
+            self.key = np.where(self.allowed, self.key, -np.inf)
             by_group = (len(x), o["num_expert_group"], -1)
             self.groups = self.key.reshape(by_group)
             if o["group_score"] == "max":
@@ -100,7 +108,10 @@ class Keys:
                 self.rank_error = self.error.reshape(by_group).max(-1)
                 self.rank_terms = self.rank[..., None]
             else:
-                self.rank_terms = -np.sort(-values.reshape(by_group), axis=-1)[..., :2]
+                values = np.where(self.allowed, values, -np.inf).reshape(by_group)
+                two = -np.sort(-values, axis=-1)[..., :2]
+                count = self.allowed.reshape(by_group[1:]).sum(-1, keepdims=True)
+                self.rank_terms = np.where(np.arange(two.shape[-1]) < count, two, 0)
                 self.rank = reference.nan_last(self.rank_terms.sum(-1))
                 error = self.error if bias is not None else ulp(s)
                 self.rank_error = 2 * error.reshape(by_group).max(-1)
@@ -142,6 +153,7 @@ class Keys:
         groups, size = self.groups.shape[1:]
         assert ids.min() >= 0
         assert ids.max() < groups * size
+        assert self.allowed[ids].all()
         assert len(set(ids)) == len(ids)
         used = ids // size
         kept = np.unique(used)
@@ -175,13 +187,17 @@ def decided(keys: np.ndarray, error: np.ndarray, terms: np.ndarray, k: int) -> n
 
 
 def combine(scores: Tensor, experts: Tensor, o: dict[str, Any]) -> Tensor:
-    """Weights of the chosen experts, in the dtype of the scores, as anyone would write it."""
-    weights = scores.gather(1, experts)
+    """Weights of the chosen experts, in the dtype of the scores, as anyone would write it.
+
+    An expert of -1 is padding: its weight is 0.
+    """
+    padding, experts = experts < 0, experts.clamp_min(0)
+    weights = scores.gather(1, experts).masked_fill(padding, 0)
     if o["renormalize"]:
         weights = weights / (weights.sum(-1, keepdim=True) + reference.EPSILON)
     weights = weights * o["routed_scaling_factor"]
     if o["expert_scale"] is not None:
-        weights = weights * torch.from_numpy(o["expert_scale"]).to(scores)[experts]
+        weights = weights * torch.as_tensor(o["expert_scale"]).to(scores)[experts]
     return weights
 
 
@@ -226,8 +242,9 @@ def assert_weights(weights: np.ndarray, x: np.ndarray, ids: np.ndarray, o: dict[
     for kind in (np.isnan, np.isposinf, np.isneginf):
         np.testing.assert_array_equal(kind(weights), kind(rounded), err_msg=kind.__name__)
 
-    score = np.take_along_axis(s, ids, -1)
-    grown = np.take_along_axis(condition(x, s, o["scoring_func"]), ids, -1)
+    real = np.maximum(ids, 0)
+    score = np.where(ids < 0, 0, np.take_along_axis(s, real, -1))
+    grown = np.take_along_axis(condition(x, s, o["scoring_func"]), real, -1)
     lost = np.full_like(score, TINY)  # what flushing a subnormal costs, under the root more
     if o["scoring_func"] == "sqrt_softplus":
         lost /= np.maximum(2 * score, TINY**0.5)
@@ -237,7 +254,7 @@ def assert_weights(weights: np.ndarray, x: np.ndarray, ids: np.ndarray, o: dict[
         total = abs(score.sum(-1, keepdims=True) + reference.EPSILON)
         share = 1 / total * abs(o["routed_scaling_factor"])
         if o["expert_scale"] is not None:
-            share = share * abs(o["expert_scale"][ids])
+            share = share * abs(o["expert_scale"][real])
         error = error + abs(score) * error.sum(-1, keepdims=True) / total
     unit = error * share
     unit = np.where(np.isfinite(unit), unit, 0) + TINY  # an infinite score leaves nothing to round

@@ -8,8 +8,10 @@ from triselect.kernels.grouped_topk import eager, reference
 
 import triselect
 
-from .cases import SETTINGS, every_backend, inputs
+from ..backends import opcheck
+from .cases import SETTINGS, every_backend, every_scoring, every_trained_backend, inputs
 from .compare import DEFAULTS, complete
+from .gradients import differences
 
 STRUCTURES = {
     "moge": {"top_k": 3, "num_expert_group": 3, "balanced": True},
@@ -19,9 +21,6 @@ STRUCTURES = {
     "everyone": {"top_k": 12},
 }
 every_structure = pytest.mark.parametrize("structure", STRUCTURES.values(), ids=STRUCTURES.keys())
-every_scoring = pytest.mark.parametrize(
-    "scoring_func", ["softmax", "sigmoid", "sqrt_softplus", "identity"]
-)
 every_sum = pytest.mark.parametrize("renormalize", [False, True], ids=["raw", "renormalised"])
 
 
@@ -41,20 +40,7 @@ def problem(structure, scoring_func, renormalize, tokens=3, experts=12):
     return logits, options, upstream
 
 
-def differences(function, at: np.ndarray, step: float = 1e-5) -> np.ndarray:
-    """Central differences of a scalar function, element by element."""
-    gradient = np.empty_like(at)
-    for i in np.ndindex(at.shape):
-        ends = []
-        for sign in (1, -1):
-            moved = at.copy()
-            moved[i] += sign * step
-            ends.append(function(moved))
-        gradient[i] = (ends[0] - ends[1]) / (2 * step)
-    return gradient
-
-
-@every_backend
+@every_trained_backend
 @every_structure
 @every_scoring
 @every_sum
@@ -80,7 +66,7 @@ def test_gradients_are_the_slopes_of_the_reference(backend, structure, scoring_f
     np.testing.assert_allclose(scale.grad, by_scale, rtol=1e-5, atol=1e-6)
 
 
-@every_backend
+@every_trained_backend
 @pytest.mark.parametrize("name", SETTINGS)
 def test_gradients_are_those_of_autograd_through_eager(backend, name):
     logits, options = inputs(SETTINGS[name], 33)
@@ -102,7 +88,7 @@ def through_eager(logits, options):
     return eager.grouped_topk(logits, **(complete(options) | tensors))[0]
 
 
-@every_backend
+@every_trained_backend
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @every_scoring
 @every_sum
@@ -120,7 +106,7 @@ def test_gradients_in_low_precision(backend, dtype, scoring_func, renormalize):
     torch.testing.assert_close(scale.grad, exact_scale.grad.to(dtype), rtol=0, atol=0)
 
 
-@every_backend
+@every_trained_backend
 @every_scoring
 @every_sum
 @pytest.mark.parametrize("name", ["moge", "everyone"])
@@ -139,7 +125,7 @@ def test_masked_experts_have_no_gradient(backend, name, scoring_func, renormaliz
     assert (logits.grad[:, 1::2] != 0).any()
 
 
-@every_backend
+@every_trained_backend
 @pytest.mark.parametrize("wanted", ["logits", "expert_scale"])
 def test_only_what_is_asked_for(backend, wanted):
     logits, options, upstream = problem(STRUCTURES["moge"], "softmax", True)
@@ -151,7 +137,7 @@ def test_only_what_is_asked_for(backend, wanted):
     assert not routing.experts.requires_grad
 
 
-@every_backend
+@every_trained_backend
 def test_no_tokens(backend):
     logits, options, _ = problem(STRUCTURES["moge"], "softmax", False, tokens=0)
     scale = options["expert_scale"].requires_grad_()
@@ -206,25 +192,19 @@ def test_nothing_is_recorded_where_nothing_requires_grad(backend):
 @every_backend
 @pytest.mark.parametrize("name", ["pangu-pro", "deepseek-v3"])
 def test_opcheck_inference(backend, name):
-    args = arguments(name, backend.device)
-    torch.library.opcheck(torch.ops.triselect.grouped_topk.default, args)
-    torch.library.opcheck(torch.ops.triselect.grouped_topk.backend, (*args, backend.name))
+    opcheck("grouped_topk", arguments(name), backend)
 
 
-@every_backend
+@every_trained_backend
 @pytest.mark.parametrize("name", ["pangu-pro", "deepseek-v3"])
 def test_opcheck_training(backend, name):
-    args = arguments(name, backend.device)
-    for leaf in (args[0], args[-1]):
-        if leaf is not None:
-            leaf.requires_grad_()
-    torch.library.opcheck(torch.ops.triselect.grouped_topk.backend, (*args, backend.name))
+    args = arguments(name)
+    opcheck("grouped_topk", args, backend, leaves=(0,) if args[-1] is None else (0, -1))
 
 
-def arguments(name, device):
+def arguments(name):
     """The arguments of the operator, all of them, in their order."""
     logits, options = inputs(SETTINGS[name], 6)
     top_k = options.pop("top_k")
     options["topk_group"] = options.get("topk_group", options.get("num_expert_group", 1))
-    values = (logits, top_k, *(DEFAULTS | options).values())
-    return [v.to(device) if isinstance(v, torch.Tensor) else v for v in values]
+    return (logits, top_k, *(DEFAULTS | options).values())

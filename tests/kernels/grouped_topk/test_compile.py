@@ -1,41 +1,23 @@
 """The public function under torch.compile: one graph, compiled once for all numbers of tokens."""
 
-import shutil
-
 import pytest
 import torch
 
 import triselect
 
-from .cases import SETTINGS, every_backend, inputs
+from ..compiling import TOKENS, no_recompilation
+from .cases import SETTINGS, every_backend, every_trained_backend, inputs
 from .compare import assert_same_routing
 
-TOKENS = (2, 7, 64, 333)
 NAMES = ("pangu-pro", "deepseek-v3")
 
-
-@pytest.fixture(autouse=True)
-def _fresh_dynamo():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-@pytest.fixture(params=["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def compiler(request):
-    if request.param == "inductor" and not (shutil.which("g++") or shutil.which("clang++")):
-        pytest.skip("inductor needs a C++ compiler")
-    return request.param
-
-
-def no_recompilation():
-    return torch._dynamo.config.patch(error_on_recompile=True)
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
 def model(backend, name):
     """A function of logits and expert_scale, with something to fuse before and after."""
     _, options = inputs(SETTINGS[name], 1)
-    options = on(backend, options)
+    options = {key: backend.put(value) for key, value in options.items()}
     scale = options.pop("expert_scale", None)
 
     def routed(logits, scale):
@@ -45,13 +27,6 @@ def model(backend, name):
         return triselect.Routing(weights * 1, experts)
 
     return routed, scale, options
-
-
-def on(backend, options):
-    return {
-        name: value.to(backend.device) if isinstance(value, torch.Tensor) else value
-        for name, value in options.items()
-    }
 
 
 def assert_routes(compiled, backend, name, scale, options, tokens):
@@ -86,7 +61,7 @@ def test_sizes_turn_dynamic_by_themselves(backend, name, compiler):
             assert_routes(compiled, backend, name, *rest, tokens)
 
 
-@every_backend
+@every_trained_backend
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients(backend, name, compiler):
     routed, scale, _ = model(backend, name)

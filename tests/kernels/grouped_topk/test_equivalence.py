@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from .cases import LAYOUTS, SETTINGS, every_backend, every_dtype, every_setting, inputs
+from ..backends import LAYOUTS, assert_bits, every_dtype
+from .cases import SETTINGS, Setting, every_backend, every_scoring, every_setting, inputs, moge
 from .compare import assert_same_routing
 
 # Blocks of 16 tokens or lanes, with none, one too few, one too many.
@@ -37,9 +38,19 @@ def test_many_tokens(backend, setting, dtype):
     assert_same_routing(backend(logits, **options), logits, options)
 
 
+@pytest.mark.slow
+@every_backend
+@pytest.mark.parametrize("experts", [1024, 4096])
+def test_many_experts(backend, experts):
+    """However many scores a softmax adds up, its error is that of plain PyTorch."""
+    for setting in (moge(experts, 8, 1), Setting(experts, {"top_k": 8})):
+        logits, options = inputs(setting, 3000)
+        assert_same_routing(backend(logits, **options), logits, options)
+
+
 @every_backend
 @pytest.mark.parametrize("experts", [1, 2, 3, 7, 15, 16, 17, 31, 32, 33, 65, 100, 127, 129, 1000])
-@pytest.mark.parametrize("scoring_func", ["softmax", "sigmoid", "sqrt_softplus", "identity"])
+@every_scoring
 def test_expert_counts(backend, experts, scoring_func):
     rng = np.random.default_rng(experts)
     logits = torch.from_numpy(rng.standard_normal((19, experts), dtype=np.float32))
@@ -87,7 +98,7 @@ def test_a_token_is_routed_alone_as_in_any_batch(backend, setting):
 
 @every_backend
 @pytest.mark.parametrize("experts", [3, 13, 60])
-@pytest.mark.parametrize("scoring_func", ["softmax", "sigmoid", "sqrt_softplus", "identity"])
+@every_scoring
 @pytest.mark.parametrize("renormalize", [False, True])
 def test_a_token_is_routed_alone_as_in_a_batch_of_odd_rows(
     backend, experts, scoring_func, renormalize
@@ -120,7 +131,7 @@ def test_subnormal_keys_are_ordered(backend, balanced):
 
 
 @every_backend
-@pytest.mark.parametrize("scoring_func", ["softmax", "sigmoid", "sqrt_softplus", "identity"])
+@every_scoring
 @pytest.mark.parametrize("renormalize", [False, True])
 def test_large_logits_do_not_overflow(backend, scoring_func, renormalize):
     logits = torch.tensor(
@@ -128,10 +139,3 @@ def test_large_logits_do_not_overflow(backend, scoring_func, renormalize):
     )
     options = {"top_k": 3, "scoring_func": scoring_func, "renormalize": renormalize}
     assert_same_routing(backend(logits, **options), logits, options)
-
-
-def assert_bits(got, expected):
-    for a, b in zip(got, expected, strict=True):
-        np.testing.assert_array_equal(
-            a.contiguous().view(torch.int32), b.contiguous().view(torch.int32)
-        )

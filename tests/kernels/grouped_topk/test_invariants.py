@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from ..backends import every_dtype
 from .cases import (
     SETTINGS,
     Setting,
     every_backend,
-    every_dtype,
+    every_scoring,
     every_setting,
     inputs,
     limited,
@@ -18,9 +19,6 @@ from .cases import (
 MOGE = [moge(64, 8, 1), moge(80, 8, 1), moge(60, 5, 3), moge(144, 9, 1), moge(24, 4, 2)]
 every_moge = pytest.mark.parametrize(
     "setting", MOGE, ids=lambda s: f"{s.experts}-{s.options['num_expert_group']}"
-)
-every_scoring = pytest.mark.parametrize(
-    "scoring_func", ["softmax", "sigmoid", "sqrt_softplus", "identity"]
 )
 
 

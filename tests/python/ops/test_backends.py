@@ -125,6 +125,22 @@ def test_an_instruction_set_is_chosen_once():
     assert capable("portable", later) == "portable"
 
 
+# Of each operator, what depends on vectors and their tails.
+EVERY_ISA = {
+    "grouped_topk": (
+        "test_equivalence.py",
+        "test_properties.py",
+        "test_backward.py::test_models",
+        "test_backward.py::test_padding_and_duplicates",
+        "test_backward.py::test_sizes",
+    ),
+    "permute": ("test_properties.py",),
+    "route_and_permute": ("test_properties.py",),
+    "table_route": ("test_equivalence.py::test_weights", "test_properties.py"),
+    "limit_experts": ("test_equivalence.py::test_models", "test_properties.py"),
+}
+
+
 @needs_native
 @pytest.mark.parametrize("asked", CAPABILITIES)
 def test_every_instruction_set_routes_as_the_reference_does(asked):
@@ -134,12 +150,12 @@ def test_every_instruction_set_routes_as_the_reference_does(asked):
     if asked == here()[-1]:
         pytest.skip(f"{asked} is the default here: all other tests run with it")
     repository = Path(__file__).parents[3]
-    files = ("test_equivalence.py", "test_properties.py")
+    kernels = repository / "tests" / "kernels"
     done = subprocess.run(
         [
             sys.executable,
             *("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "native", "-m", "not slow"),
-            *(str(repository / "tests" / "kernels" / "grouped_topk" / name) for name in files),
+            *(str(kernels / room / test) for room, tests in EVERY_ISA.items() for test in tests),
         ],
         cwd=repository,
         env=os.environ | {"TRISELECT_CPU_CAPABILITY": asked},
