@@ -5,11 +5,12 @@ import torch
 from .lower import Case
 
 
-def route(experts: int, top_k: int, dtype: torch.dtype, *, bias=False, scale=False, **options):
-    from triselect.kernels.grouped_topk import triton
-
-    return triton.grouped_topk(
-        torch.empty(64, experts, dtype=dtype),
+def arguments(
+    experts: int, top_k: int, dtype: torch.dtype, *, tokens=64, bias=False, scale=False, **options
+):
+    """All arguments of the operator."""
+    return (
+        torch.empty(tokens, experts, dtype=dtype),
         top_k,
         groups := options.get("num_expert_group", 1),
         options.get("topk_group", groups),
@@ -21,6 +22,12 @@ def route(experts: int, top_k: int, dtype: torch.dtype, *, bias=False, scale=Fal
         1.0,
         torch.empty(experts) if scale else None,
     )
+
+
+def route(*args, **options):
+    from triselect.kernels.grouped_topk import triton
+
+    return triton.grouped_topk(*arguments(*args, **options))
 
 
 SIGMOID = {"scoring_func": "sigmoid", "bias": True, "renormalize": True}

@@ -1,4 +1,4 @@
-"""The Triton kernel: small cases in the interpreter, and what only a GPU shows.
+"""The Triton kernels: small cases in the interpreter, and what only a GPU shows.
 
 On a GPU the tests of every backend run it too, at any size (test_equivalence, test_properties).
 """
@@ -9,14 +9,18 @@ import torch
 
 import triselect
 
-from .cases import LAYOUTS, SETTINGS, Backend, every_dtype, every_setting, inputs
+from ..backends import assert_bits
+from ..launches import launches, on_gpu
+from .cases import LAYOUTS, SETTINGS, Backend, every_dtype, every_scoring, every_setting, inputs
 from .compare import assert_same_routing
+from .gradients import Upstream, assert_gradients
+from .test_backward import every_sum, gradients, random_call
 
 # Infinite logits are meant to go through, which NumPy, the interpreter's engine, warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 
 interpreted = Backend("triton", "cpu")
-on_gpu = Backend("triton", "cuda")
+on_device = Backend("triton", "cuda")
 
 # One of every way through the kernel: groups in lanes, in registers, padded, ranked; two stages.
 FEW = ("pangu-pro", "moge-60", "deepseek-v2", "deepseek-v3", "kimi-k2", "limited-balanced-top2")
@@ -89,11 +93,93 @@ def test_offsets_beyond_32_bits(shape):
 
 @pytest.mark.interpret
 def test_no_tokens_launch_nothing(monkeypatch):
-    from triselect.kernels.grouped_topk import triton
+    from triselect.kernels.grouped_topk.triton import route
 
-    monkeypatch.setattr(triton, "route", None)
+    monkeypatch.setattr(route, "route", None)
     weights, experts = interpreted(torch.empty(0, 64), top_k=8, num_expert_group=8, balanced=True)
     assert weights.shape == experts.shape == (0, 8)
+
+
+def backward(call: Upstream, layouts: tuple[str, ...] = ()):
+    return gradients(call, layouts, backend="triton")
+
+
+@pytest.fixture
+def few_logits(monkeypatch):
+    """Tiles of few tokens, and so few programs that each has several of them."""
+    from triselect.kernels.grouped_topk.triton import backward
+
+    monkeypatch.setattr(backward, "TILE", 64)
+    monkeypatch.setattr(backward, "PROGRAMS", 2)
+
+
+@pytest.mark.interpret
+@every_scoring
+@every_sum
+@pytest.mark.parametrize("scale", [True, False], ids=["scaled", "unscaled"])
+def test_gradients(few_logits, scoring_func, renormalize, scale):
+    """Also of padding, and of experts that come twice or more."""
+    for distinct in (True, False):
+        call = random_call(
+            scoring_func, renormalize, 9, padding=0.3, distinct=distinct, scale=scale
+        )
+        assert_gradients(backward(call), call)
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("scoring_func", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("which", [0, 1, 2], ids=["grad", "logits", "experts"])
+@pytest.mark.parametrize("layout", ["sliced", "expanded"])
+def test_gradients_of_any_stride(few_logits, scoring_func, which, layout):
+    call = random_call(scoring_func, tokens=5)
+    layouts = ["contiguous"] * 3
+    layouts[which] = layout
+    same = list(call)
+    same[which] = LAYOUTS[layout](call[which]).contiguous()
+    assert_bits(backward(call, layouts), backward(Upstream(*same)))
+
+
+@pytest.mark.interpret
+@every_scoring
+def test_gradients_in_low_precision_are_rounded_once(scoring_func):
+    """In float16: the interpreter makes bfloat16 by cutting bits off."""
+    low = random_call(scoring_func, dtype=torch.float16, tokens=5, experts=40)
+    low = low._replace(expert_scale=low.expert_scale.half())
+    exact = low._replace(logits=low.logits.float(), expert_scale=low.expert_scale.float())
+    assert_bits(backward(low), tuple(t.half() for t in backward(exact)))
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("scoring_func", ["softmax", "sigmoid", "sqrt_softplus"])
+@pytest.mark.parametrize("low", [-torch.inf, torch.nan])
+def test_masked_experts_have_no_gradient(scoring_func, low):
+    call = random_call(scoring_func, tokens=4)
+    masked = torch.arange(24) % 3 == 0
+    call.logits[:, masked] = low
+    got, _ = backward(call)
+    assert (got[:, masked] == 0).all()
+    assert got.isfinite().all()
+    assert (got[:, ~masked] != 0).any()
+
+
+@pytest.mark.interpret
+def test_experts_out_of_range_are_padding():
+    call = random_call(tokens=6, padding=0.3)
+    wild = call.experts.clone()
+    wild[wild < 0] = torch.tensor([24, -2, 2**31 - 1, -(2**31)], dtype=torch.int32).repeat(9)[
+        : (wild < 0).sum()
+    ]
+    assert_bits(backward(call._replace(experts=wild)), backward(call))
+
+
+@pytest.mark.interpret
+def test_no_tokens_have_no_gradient(monkeypatch):
+    from triselect.kernels.grouped_topk.triton import backward as module
+
+    monkeypatch.setattr(module, "backward", None)
+    d_logits, d_scale = backward(random_call(tokens=0))
+    assert d_logits.shape == (0, 24)
+    assert d_scale.tolist() == [0] * 24
 
 
 try:
@@ -122,26 +208,29 @@ else:
 @pytest.mark.parametrize("name", FEW)
 def test_a_long_prompt(name, dtype):
     logits, options = inputs(SETTINGS[name], 16387, dtype)
-    assert_same_routing(on_gpu(logits, **options), logits, options)
+    assert_same_routing(on_device(logits, **options), logits, options)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", FEW)
 def test_one_launch(name):
     logits, options = inputs(SETTINGS[name], 100)
-    logits = logits.cuda()
-    options = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
-    triselect.grouped_topk(logits, **options)
-    torch.cuda.synchronize()
-    # Deterministic mode would fill the outputs, one launch each.
-    torch.use_deterministic_algorithms(False)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        triselect.grouped_topk(logits, **options)
-        torch.cuda.synchronize()
-    device = torch.autograd.DeviceType.CUDA
-    kernels = [event.name for event in profile.events() if event.device_type == device]
-    assert [name for name in kernels if "route" in name] == kernels
-    assert len(kernels) == 1
+    assert launches(triselect.grouped_topk, logits, **options) == ["route"]
+
+
+@pytest.mark.gpu
+def test_one_launch_back():
+    found = launches(lambda *args: backward(Upstream(*args)), *random_call(scale=False))
+    assert found == ["backward"]
+
+
+@pytest.mark.gpu
+@every_scoring
+def test_gradients_of_a_long_prompt(scoring_func):
+    """More tiles than programs: each adds up several."""
+    call = random_call(scoring_func, tokens=16387, experts=160, top_k=6)
+    got = backward(Upstream(*map(on_gpu, call)))
+    assert_gradients(tuple(t.cpu() for t in got), call)
 
 
 @pytest.mark.gpu
@@ -149,12 +238,12 @@ def test_one_launch(name):
 def test_a_captured_graph_routes_new_logits(name):
     setting = SETTINGS[name]
     logits, options = inputs(setting, 33)
-    on_device = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+    there = {name: on_gpu(value) for name, value in options.items()}
     static = logits.cuda()
-    triselect.grouped_topk(static, **on_device)  # compiles
+    triselect.grouped_topk(static, **there)  # compiles
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        got = triselect.grouped_topk(static, **on_device)
+        got = triselect.grouped_topk(static, **there)
     for seed in range(1, 4):
         logits, _ = inputs(setting, 33, seed=seed)
         static.copy_(logits)
