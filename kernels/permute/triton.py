@@ -211,6 +211,14 @@ def place(
     )
 
 
+def unfilled(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Source, slot_of and offsets, without values."""
+    tokens, k = experts.shape
+    shapes: tuple[tuple[int, ...], ...] = ((tokens * k,), (tokens, k), (num_experts + 1,))
+    source, slot_of, offsets = (experts.new_empty(s, dtype=torch.int32) for s in shapes)
+    return source, slot_of, offsets
+
+
 def tiles(num_experts: int) -> dict[str, int]:
     """Experts as they are and as registers hold them, and assignments counted at a time."""
     if num_experts > MAX_EXPERTS:
@@ -226,18 +234,14 @@ def place_segments(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The permutation, from `counts` of segments of so many assignments; None is one segment."""
     tokens, k = experts.shape
-    source = experts.new_empty(tokens * k, dtype=torch.int32)
-    slot_of = experts.new_empty((tokens, k), dtype=torch.int32)
-    offsets = experts.new_empty(num_experts + 1, dtype=torch.int32)
+    permutation = unfilled(experts, num_experts)
     segments = 1 if counts is None else len(counts)
     pieces = max(1, min(triton.cdiv(segment, PLACED), READS // segments**2))
     tile = tiles(num_experts)
     place[(segments * pieces,)](
         experts,
         counts,
-        source,
-        slot_of,
-        offsets,
+        *permutation,
         tokens * k,
         segments,
         segment,
@@ -250,19 +254,15 @@ def place_segments(
         num_warps=8,
         **tile,
     )
-    return source, slot_of, offsets
+    return permutation
 
 
 def permute(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
     """``source (T * K,)``, ``slot_of (T, K)`` and ``offsets (E + 1,)``, all int32."""
     assignments = experts.numel()
     if not assignments:
-        empty = experts.new_empty(0, dtype=torch.int32)
-        return (
-            empty,
-            empty.view(experts.shape),
-            experts.new_zeros(num_experts + 1, dtype=torch.int32),
-        )
+        source, slot_of, offsets = unfilled(experts, num_experts)
+        return source, slot_of, offsets.zero_()
     tile = tiles(num_experts)
     segment = SEGMENT * 256 // max(256, tile["BINS"])
     with torch.cuda.device_of(experts):

@@ -33,13 +33,16 @@ from triselect.kernels.permute.triton import (
     place_segments,
     store_offsets,
     take_slots,
+    tiles,
+    unfilled,
 )
 
-GROUPWISE_TOKENS = 256  # in balanced groups: each program routes them all, a few at a time
+GROUPWISE_TOKENS = 256  # that a program of balanced groups routes, a few at a time
 GROUPWISE_WARPS = 8
 ONE_LAUNCH_TOKENS = 1024  # whose assignments the last program places, some thousands at a time
-PROGRAMS = 128  # that the last one waits for, at most
-COUNTS = 2**16  # of experts in programs, that the last one adds up, at most
+PROGRAMS = 128  # of which one is the last, at most
+COUNTS = 2**16  # programs times experts, at most: counts that the last one adds up
+ADDED = 2**12  # of them at a time
 WARPS = 4
 ARRIVALS = 256  # at least PROGRAMS, and the threads of a program: none looks at a flag twice
 
@@ -234,15 +237,8 @@ def flags(like: Tensor, programs: int) -> Tensor:
     return like.new_empty(programs, dtype=torch.int64)
 
 
-def permutation_of(routing: Launch) -> tuple[Tensor, Tensor, Tensor]:
-    """Source, slot_of and offsets to be filled."""
-    experts = routing.experts
-    offsets = experts.new_empty(routing.inputs[0].shape[1] + 1)
-    return experts.new_empty(experts.numel()), torch.empty_like(experts), offsets
-
-
 def in_groups(routing: Launch) -> tuple[Tensor, Tensor, Tensor]:
-    permutation = permutation_of(routing)
+    permutation = unfilled(routing.experts, routing.inputs[0].shape[1])
     router, warps = routing.wider(GROUPWISE_WARPS)
     bins = triton.next_power_of_2(router.size)
     route_and_permute_group[(router.groups,)](
@@ -251,7 +247,7 @@ def in_groups(routing: Launch) -> tuple[Tensor, Tensor, Tensor]:
         routing.experts,
         *permutation,
         BINS=bins,
-        COUNTED=512,
+        COUNTED=512,  # of one group there are not many
         TILE=PLACED,
         router=router,
         num_warps=warps,
@@ -268,7 +264,7 @@ def by_the_last(routing: Launch) -> tuple[Tensor, Tensor, Tensor] | None:
     bins = triton.next_power_of_2(num_experts)
     if tokens > ONE_LAUNCH_TOKENS or programs > PROGRAMS or programs * bins > COUNTS:
         return None
-    permutation = permutation_of(routing)
+    permutation = unfilled(routing.experts, num_experts)
     route_and_permute_all[(programs,)](
         *routing.inputs,
         routing.weights,
@@ -280,7 +276,7 @@ def by_the_last(routing: Launch) -> tuple[Tensor, Tensor, Tensor] | None:
         programs,
         E=num_experts,
         BINS=bins,
-        READ=max(1, 2**12 // bins),
+        READ=max(1, ADDED // bins),
         TILE=PLACED,
         ARRIVALS=ARRIVALS,
         router=router,
@@ -292,8 +288,9 @@ def by_the_last(routing: Launch) -> tuple[Tensor, Tensor, Tensor] | None:
 
 def route_and_permute(logits: Tensor, top_k: int, *options: Any) -> tuple[Tensor, ...]:
     """Weights and experts ``(T, top_k)`` of `grouped_topk`, and what `permute` makes of them."""
-    routing = prepare(logits, top_k, *options)
     tokens, num_experts = logits.shape
+    tiles(num_experts)  # raises ValueError where they are too many
+    routing = prepare(logits, top_k, *options)
     router = routing.router
     if not tokens:
         return routing.weights, routing.experts, *permute(routing.experts, num_experts)

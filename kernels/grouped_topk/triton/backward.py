@@ -107,7 +107,7 @@ def backward(
         # chosen twice gets from both is added up first, so that both store the same.
         dx = tl.zeros((T, E), tl.float32)
         d_chosen = dp * slope(x, p, SCORING)
-        twice = (chosen[:, :, None] == chosen[:, None, :]) & real[:, None, :]
+        twice = chosen[:, :, None] == chosen[:, None, :]
         d_twice = tl.where(twice, d_chosen[:, None, :], 0.0).reshape(T * K, K)
         d_twice = sum_in_pairs(d_twice).reshape(T, K)
         if SCORING == "softmax":

@@ -39,7 +39,7 @@ def going(way: str):
 
     stack = ExitStack()
     stack.enter_context(mock.patch.multiple(triton, WARPS=1, ADDED=1, **WAYS[way]))
-    stack.enter_context(mock.patch.multiple(segments, WARPS=1, SEGMENTS=3))
+    stack.enter_context(mock.patch.multiple(segments, WARPS=1, SEGMENTS=2))
     return stack
 
 
@@ -68,6 +68,19 @@ def test_bias_and_many_experts(way, name):
     with going(way):
         got = interpreted(logits, budget=budget, per_group=False, **options)
     assert_limited(interpreted, got, logits, budget, False, options, clear_share=0.8)
+
+
+@pytest.mark.interpret
+@every_way
+@pytest.mark.parametrize("bias", [None, torch.linspace(-1, 1, 20)], ids=["plain", "biased"])
+def test_one_expert_of_a_group_is_its_score(way, bias):
+    """Where the group's score is the sum of two, and one is left."""
+    logits = torch.randn(13, 20, generator=torch.Generator().manual_seed(0))
+    options = {"top_k": 2, "num_expert_group": 4, "topk_group": 2, "group_score": "top2_sum"}
+    options |= {"e_score_correction_bias": bias, "scoring_func": "sigmoid"}
+    with going(way):
+        got = interpreted(logits, budget=1, **options)
+    assert_limited(interpreted, got, logits, 1, True, options)
 
 
 @pytest.mark.interpret

@@ -41,8 +41,10 @@ def going(way: str):
     from triselect.kernels.route_and_permute import triton
 
     stack = ExitStack()
-    stack.enter_context(mock.patch.multiple(triton, WARPS=1, GROUPWISE_WARPS=1, **WAYS[way]))
-    stack.enter_context(mock.patch.multiple(segments, WARPS=1, SEGMENTS=3))
+    stack.enter_context(
+        mock.patch.multiple(triton, ADDED=64, WARPS=1, GROUPWISE_WARPS=1, **WAYS[way])
+    )
+    stack.enter_context(mock.patch.multiple(segments, WARPS=1, SEGMENTS=2))
     return stack
 
 
