@@ -19,7 +19,8 @@ from bench.device import records
 from bench.device.records import OURS
 from bench.device.roof import roofs
 from bench.registry import Case, Work, load, operators
-from triselect.report import capabilities, device_timing
+from triselect.ops.operator import has_kernel
+from triselect.report import device_timing
 from triselect.report.timing import Call, Timing, interleaved
 
 VERIFIED = 2  # inputs that every provider must get right before it is timed
@@ -111,11 +112,11 @@ def measure(
         }
 
 
-def chosen(operator: str, device: str) -> str | None:
-    """The backend that ``auto`` takes; None for what is no public function of its own."""
-    wanted = (operator, "CPU" if device == "cpu" else "GPU")
-    found = (c.backend for c in capabilities.choices() if (c.operator, c.device) == wanted)
-    return next(found, None)
+def chosen(operator: str, device: str) -> str:
+    """The backend that ``auto`` takes."""
+    if device == "cpu":
+        return "native" if has_kernel(operator, "CPU") else "eager"
+    return "triton" if has_kernel(operator, "CUDA") else "eager"
 
 
 def main(out: Path, seconds: float, dry_run: bool) -> None:
