@@ -11,7 +11,7 @@
 
 namespace {
 
-constexpr int64_t BLOCK = 64;  // tokens: what was routed is still in the first-level cache
+constexpr int64_t BLOCK = 1024;  // tokens: what was routed is still in the second-level cache
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> route_and_permute(
     const at::Tensor& logits, int64_t top_k, int64_t groups, int64_t kept, bool balanced,
