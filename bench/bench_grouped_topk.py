@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from triselect.ops import backends
-from triselect.report import capabilities, device_timing
+from triselect.report import device_timing
 from triselect.report.providers import LABELS, Providers, providers
 from triselect.report.routers import DEEPSEEK_V3, OTHERS, PANGU, Router, sample, tokens_of
 from triselect.report.timing import Timing, interleaved
 
 from . import allocations, floors
+from .device.measure import chosen
 
 TOKENS = (1, 16, 256, 4096, 16384)
 DTYPES = (torch.float32, torch.bfloat16)
@@ -109,12 +110,6 @@ def shape_of(case: Case, logits: Tensor) -> dict[str, Any]:
     }
 
 
-def chosen(device: str) -> str:
-    """The backend that ``auto`` takes."""
-    wanted = ("grouped_topk", "CPU" if device == "cpu" else "GPU")
-    return next(c.backend for c in capabilities.choices() if (c.operator, c.device) == wanted)
-
-
 @pytest.mark.parametrize("provider", LABELS)
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.benchmark(max_time=0.1, min_rounds=5)
@@ -125,7 +120,9 @@ def test_grouped_topk(benchmark: Any, case: Case, provider: str, smoke: bool) ->
     benchmark.group = str(case)
     benchmark.extra_info |= shape_of(case, logits) | times.get(provider, {})
     benchmark.extra_info["provider"] = provider
-    benchmark.extra_info["backend"] = chosen(case.device) if provider == "triselect" else provider
+    benchmark.extra_info["backend"] = (
+        chosen("grouped_topk", case.device) if provider == "triselect" else provider
+    )
     if times:
         clock = "us_p50" if case.device == "cpu" else "device_us_p50"
         copy = clock.replace("us", "copy_us")

@@ -30,9 +30,9 @@ def table_route(
         local = (hashed(ids, seed)[:, None] % size + slot * (size // top_k)) % size
     else:
         real = real & (ids < len(table))
-        # One row more, so that there is one to read for what is out of range.
-        rows = torch.cat((table.view(-1, top_k), table.new_zeros(1, top_k)))
-        local = rows[ids.masked_fill(~real, -1)].long()
+        # What is out of range reads the first row, if there is one.
+        rows = table.view(-1, top_k) if len(table) else table.new_zeros(1, top_k)
+        local = rows[ids.masked_fill(~real, 0)].long()
     real = real[:, None] & (local >= 0) & (local < size)
     if domains is not None:
         domain = domains.long()[:, None]
