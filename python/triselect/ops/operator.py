@@ -18,7 +18,7 @@ from triselect.ops import backends
 LIBRARY = torch.library.Library("triselect", "FRAGMENT")
 LARGEST_INT32 = 2**31 - 1
 INTEGERS = (int, torch.SymInt)  # symbolic where torch.compile makes them so
-Tensors = Tensor | tuple[Tensor, ...]
+Tensors = Tensor | tuple[Tensor, ...] | None
 
 
 class Operator(NamedTuple):
@@ -43,12 +43,14 @@ def define(
     *,
     room: str = "",
     check: Callable[..., None] = lambda *args: None,
+    mutated: Sequence[int] = (),
 ) -> Operator:
     """Define an operator over the function `name` of each backend in ``kernels/<room or name>``.
 
     `arguments` and `returns` are those of its schema; `fake` makes empty outputs. `check` raises
     ValueError on values that no kernel may see; it runs where looking at them does not wait for a
-    device. The C++ kernels look for themselves, in passing.
+    device. The C++ kernels look for themselves, in passing. Where arguments are `mutated`, by
+    position, nothing is returned, and the reference returns what they become.
     """
     room = f"triselect.kernels.{room or name}"
 
@@ -67,7 +69,13 @@ def define(
 
     def reference(*args: Any) -> Tensors:
         found = kernel("reference", args)(*map(_numpy, args))
+        if mutated:
+            for i, new in zip(mutated, found, strict=True):
+                if args[i] is not None:
+                    args[i].copy_(_tensor(new, args[i]))
+            return None
         like = fake(*args)
+        assert like is not None
         if isinstance(like, Tensor):
             return _tensor(found, like)
         return tuple(map(_tensor, found, like))

@@ -1,0 +1,1 @@
+"""Queries and keys of all heads as one short vector per token."""

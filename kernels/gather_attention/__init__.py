@@ -1,0 +1,1 @@
+"""Attention over listed tokens, over a window, or both."""

@@ -1,0 +1,1 @@
+"""Two attentions over disjoint tokens as one."""

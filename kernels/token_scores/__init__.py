@@ -1,0 +1,1 @@
+"""How much a chunk of queries wants each cached token."""

@@ -1,0 +1,1 @@
+"""Efficient Selective Attention (arXiv 2502.14477), built from `triselect.ops`."""
