@@ -1,21 +1,40 @@
 """The operators' public functions: validation, registration with PyTorch, choice of backend."""
 
 from triselect.ops.backends import BackendUnavailable
+from triselect.ops.compress import Compressed, compress
+from triselect.ops.gather_attention import (
+    Attention,
+    gather_attention,
+    selected_attention,
+    window_attention,
+)
 from triselect.ops.grouped_topk import Routing, grouped_topk
 from triselect.ops.limit_experts import LimitedRouting, limit_experts
+from triselect.ops.merge import merge
 from triselect.ops.permute import Permutation, permute
 from triselect.ops.route_and_permute import RoutedPermutation, route_and_permute
+from triselect.ops.select_tokens import select_tokens
 from triselect.ops.table_route import table_route
+from triselect.ops.token_scores import token_scores
 
 __all__ = [
+    "Attention",
     "BackendUnavailable",
+    "Compressed",
     "LimitedRouting",
     "Permutation",
     "RoutedPermutation",
     "Routing",
+    "compress",
+    "gather_attention",
     "grouped_topk",
     "limit_experts",
+    "merge",
     "permute",
     "route_and_permute",
+    "select_tokens",
+    "selected_attention",
     "table_route",
+    "token_scores",
+    "window_attention",
 ]

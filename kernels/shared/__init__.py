@@ -1,0 +1,1 @@
+"""What operators or backends use unchanged."""
