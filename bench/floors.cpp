@@ -10,6 +10,7 @@
 #endif
 
 #include <ATen/Parallel.h>
+#include <c10/util/Float8_e4m3fn.h>
 #include <torch/library.h>
 
 namespace {

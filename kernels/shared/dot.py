@@ -26,3 +26,27 @@ def larger(a, b):
     if INTERPRETED:
         return tl.where(a > b, a, b)
     return tl.maximum(a, b)
+
+
+@triton.jit
+def rounded(x, dtype: tl.constexpr):
+    """float32 as another float, to nearest, ties to even. The interpreter would cut bits off."""
+    if INTERPRETED:
+        BFLOAT16: tl.constexpr = dtype == tl.bfloat16
+        if BFLOAT16 or dtype == tl.float8e4nv:
+            CUT: tl.constexpr = 16 if BFLOAT16 else 20
+            bits = x.to(tl.int32, bitcast=True)
+            bits = (bits + (2 ** (CUT - 1) - 1) + (bits >> CUT & 1)) & -(2**CUT)
+            near = bits.to(tl.float32, bitcast=True)
+            if not BFLOAT16:  # multiples of 2**-9 below 2**-6
+                near = tl.where(tl.abs(x) < 0.015625, x + 24576.0 - 24576.0, near)
+            x = tl.where(tl.abs(x) < float("inf"), near, x)
+    return x.to(dtype)
+
+
+def tensor_cores() -> bool:
+    """Whether Triton has tensor cores of the current device for `dot`: not those before sm_80."""
+    if INTERPRETED.value:
+        return True
+    target = triton.runtime.driver.active.get_current_target()
+    return target.backend != "cuda" or target.arch >= 80

@@ -4,6 +4,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "floats.h"
+
 enum class Scoring { softmax, sigmoid, sqrt_softplus, identity };
 
 constexpr float EPSILON =
@@ -26,14 +28,5 @@ inline at::Tensor readable_rows(const at::Tensor& logits) {
 // Calls f with a pointer to the logits, in their type.
 template <class F>
 void with_logits(const at::Tensor& logits, const F& f) {
-  switch (logits.scalar_type()) {
-    case at::kFloat:
-      return f(logits.const_data_ptr<float>());
-    case at::kHalf:
-      return f(logits.const_data_ptr<at::Half>());
-    case at::kBFloat16:
-      return f(logits.const_data_ptr<at::BFloat16>());
-    default:
-      TORCH_CHECK_TYPE(false, "logits must be float32, float16 or bfloat16, got ", logits.dtype());
-  }
+  with_floats("logits", logits, f);
 }

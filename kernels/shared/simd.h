@@ -28,10 +28,18 @@ INLINE Ints load(const int32_t* p) {
   return r;
 }
 
+// Widening is spelled out: GCC 12 makes several instructions of a conversion of vectors.
 INLINE Floats load(const c10::BFloat16* p) {
+#if VECTOR_BYTES == 64
+  return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)),
+                                   16);
+#elif VECTOR_BYTES == 32
+  return (Floats)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
+#else
   Halves h;
   std::memcpy(&h, p, sizeof h);
   return (Floats)(__builtin_convertvector(h, Ints) << 16);
+#endif
 }
 
 INLINE Floats load(const c10::Half* p) {
@@ -39,6 +47,41 @@ INLINE Floats load(const c10::Half* p) {
   return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
 #elif VECTOR_BYTES == 32
   return (Floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#else
+  Floats r;
+  for (int i = 0; i < WIDTH; ++i) r[i] = static_cast<float>(p[i]);
+  return r;
+#endif
+}
+
+INLINE Floats load(const int8_t* p) {
+#if VECTOR_BYTES == 64
+  return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+#elif VECTOR_BYTES == 32
+  return (Floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+#else
+  Floats r;
+  for (int i = 0; i < WIDTH; ++i) r[i] = p[i];
+  return r;
+#endif
+}
+
+// As halves they are 2^8 times too small, subnormals too; all ones but the sign is NaN.
+INLINE Floats load(const c10::Float8_e4m3fn* p) {
+#if VECTOR_BYTES == 64
+  const __m256i x = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)p));
+  const __m256i low = _mm256_and_si256(x, _mm256_set1_epi16(0x7f));
+  const __m256i nan = _mm256_cmpeq_epi16(low, _mm256_set1_epi16(0x7f));
+  const __m256i sign = _mm256_slli_epi16(_mm256_srli_epi16(x, 7), 15);
+  const __m256i half = _mm256_or_si256(_mm256_or_si256(sign, nan), _mm256_slli_epi16(low, 7));
+  return (Floats)_mm512_cvtph_ps(half) * 256.0f;
+#elif VECTOR_BYTES == 32
+  const __m128i x = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i*)p));
+  const __m128i low = _mm_and_si128(x, _mm_set1_epi16(0x7f));
+  const __m128i nan = _mm_cmpeq_epi16(low, _mm_set1_epi16(0x7f));
+  const __m128i sign = _mm_slli_epi16(_mm_srli_epi16(x, 7), 15);
+  const __m128i half = _mm_or_si128(_mm_or_si128(sign, nan), _mm_slli_epi16(low, 7));
+  return (Floats)_mm256_cvtph_ps(half) * 256.0f;
 #else
   Floats r;
   for (int i = 0; i < WIDTH; ++i) r[i] = static_cast<float>(p[i]);

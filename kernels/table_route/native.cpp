@@ -12,6 +12,7 @@
 #endif
 
 #include <ATen/Parallel.h>
+#include <c10/util/Float8_e4m3fn.h>
 #include <torch/library.h>
 
 #include "isa.h"

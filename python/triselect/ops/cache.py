@@ -37,7 +37,7 @@ def must_have_dtype(name: str, value: Tensor, dtype: torch.dtype) -> None:
 
 def must_have_shape(name: str, value: Tensor, shape: tuple[Any, ...], meaning: str) -> None:
     if value.shape != shape:
-        raise ValueError(f"{name} must be {shape} ({meaning}), got {tuple(value.shape)}")
+        raise ValueError(f"{name} must be {tuple(shape)} ({meaning}), got {tuple(value.shape)}")
 
 
 def capacity(name: str, cache: Tensor, batch: int, block_table: Tensor | None) -> int:

@@ -1,0 +1,111 @@
+// Scores of a tile of tokens, in vectors. Included by native.cpp once per instruction set: no
+// guard.
+
+#include "scores.h"
+
+#include "dots.h"
+
+// Asks for keys that lie a little further in memory, a vector at a time.
+template <class T>
+struct Further {
+  const T* at;
+  INLINE void ask() {
+    __builtin_prefetch(at, 0, 2);
+    at += WIDTH;
+  }
+};
+
+// The keys of n tokens from `first` on: their rows, as they are or as float32; their scales, 0
+// where there is no token; and NaN instead of keys that do not exist.
+template <class T>
+INLINE void find(const Job<T>& job, int64_t b, int64_t first, int64_t n, const T** rows,
+                 float* scale) {
+  for (int64_t t = 0; t < n; ++t) {
+    const int64_t block = job.pages.block(b, first + t), row = job.pages.row(first + t);
+    rows[t] = block < 0 ? nullptr : job.k + block * job.k_strides[0] + row * job.k_strides[1];
+    if (block < 0)
+      scale[t] = std::numeric_limits<float>::quiet_NaN();  // which counts as -inf
+    else
+      scale[t] =
+          job.scale ? job.scale[block * job.scale_strides[0] + row * job.scale_strides[1]] : 1;
+  }
+}
+
+// f of some queries and a tile of tokens: (rows, TILE), -inf behind the last token.
+template <class T>
+INLINE void products(const Job<T>& job, int64_t b, int64_t first, int64_t n, const T* const* rows,
+                     const float* scale, const float* staged, int64_t query, int64_t queries,
+                     float* f) {
+  const float* q = job.q + (b * job.padded + query) * job.width;
+  const float* floats[TILE];
+  Nothing no;
+  if (staged)
+    for (int64_t t = 0; t < TILE; ++t) floats[t] = staged + t * job.width;
+  if (queries > 1) {
+    dots<4>(q, floats, job.width, n, f, TILE, no);
+  } else if (staged) {
+    dots<1>(q, floats, job.width, n, f, TILE, no);
+  } else {
+    Further<T> further{rows[0] + AHEAD / (int64_t)sizeof(T)};
+    dots<1>(q, rows, job.width, n, f, TILE, further);
+  }
+  for (int64_t r = 0; r < queries; ++r)
+    for (int64_t t = 0; t < TILE; t += WIDTH) {
+      const Floats x = load(f + r * TILE + t) * load(scale + t);
+      const Ints left = splat((int32_t)(n - t));
+      store(f + r * TILE + t, lane_numbers() < left ? nan_last(x) : splat(-INF));
+    }
+}
+
+// Tokens of a tile as float32, heads side by side, each padded to whole vectors.
+template <class T>
+INLINE void stage_tile(const Job<T>& job, int64_t n, const T* const* rows, float* staged) {
+  const int64_t each = job.width / job.groups;
+  for (int64_t t = 0; t < n; ++t)
+    for (int64_t g = 0; g < job.groups; ++g) {
+      float* to = staged + t * job.width + g * each;
+      if (rows[t])
+        stage(rows[t] + g * job.k_strides[2], job.dim, to);
+      else
+        std::fill(to, to + each, 0.0f);
+    }
+}
+
+// Tokens first to last - 1 of sequence b. Without `scores`: the largest f of each query, into
+// `best`. With them: the largest of f - best of all queries, or f itself where there is no best.
+template <class T>
+void score(const Job<T>& job, int64_t b, int64_t first, int64_t last, float* best, float* scores) {
+  const T* rows[TILE + WIDTH];
+  float scale[TILE], f[4 * TILE], top[TILE];
+  const int64_t queries = job.queries[b];
+  const bool direct = queries == 1 && job.groups == 1 && job.width == job.dim && !job.pages.paged();
+  float* staged = direct ? nullptr : scratch(TILE * job.width);
+  std::fill(scale, scale + TILE, 0.0f);
+  for (int64_t c = 0; c < queries && !scores; ++c) best[c] = -INF;
+  for (int64_t t = first; t < last; t += TILE) {
+    const int64_t n = std::min<int64_t>(TILE, last - t);
+    find(job, b, t, n, rows, scale);
+    for (int64_t i = n; i < TILE + WIDTH; ++i) rows[i] = rows[n - 1];  // read, and not used
+    if (staged) stage_tile(job, n, rows, staged);
+    std::fill(top, top + TILE, -INF);
+    for (int64_t c = 0; c < queries; c += 4) {
+      const int64_t some = std::min<int64_t>(4, queries - c);
+      products(job, b, t, n, rows, scale, staged, c, queries == 1 ? 1 : some, f);
+      for (int64_t r = 0; r < some; ++r)
+        if (!scores) {
+          Floats most = load(f + r * TILE);
+          for (int64_t i = WIDTH; i < TILE; i += WIDTH)
+            most = maximum(most, load(f + r * TILE + i));
+          best[c + r] = std::max(best[c + r], largest(most));
+        } else {
+          const Floats least = splat(-INF), over = splat(best ? best[c + r] : 0.0f);
+          for (int64_t i = 0; i < TILE; i += WIDTH) {
+            Floats x = load(f + r * TILE + i);
+            if (best) x = x == least ? x : x == over ? Floats{} : x - over;
+            store(top + i, maximum(load(top + i), x));
+          }
+        }
+    }
+    if (scores) std::memcpy(scores + t, top, n * sizeof(float));
+  }
+}
