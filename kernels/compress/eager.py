@@ -14,7 +14,7 @@ def compress(
     scale: Tensor | None,
 ) -> None:
     """Writes into `values` ``(..., E)`` and `scale` ``(...)`` what x ``(..., H, D)`` becomes."""
-    folded = fold(x, weight.shape[1] // x.shape[-1]).flatten(-2).flatten(0, -2).float()
+    folded = fold(x, weight.shape[1] // x.shape[-1]).reshape(-1, weight.shape[1]).float()
     y = torch.nn.functional.linear(folded, weight.float(), None if bias is None else bias.float())
     if scale is None:
         write(values.view(-1, values.shape[-1]), slots, y.to(values.dtype))

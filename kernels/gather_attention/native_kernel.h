@@ -193,7 +193,8 @@ void attend(const Step<T>& s, const Piece& p) {
       if (r >= rows) continue;
       const int64_t c = (p.row + r) / s.shared,
                     h = (p.group + g) * s.shared + (p.row + r) % s.shared;
-      stage(from + p.b * s.q_strides[0] + c * s.q_strides[1] + h * s.q_strides[2], s.dim, to);
+      stage(from + p.b * s.q_strides[0] + c * s.q_strides[1] + h * s.q_strides[2], s.dim, to,
+            width);
       for (int64_t i = 0; i < s.dim; ++i) to[i] *= s.scale;
     }
 
@@ -206,6 +207,11 @@ void attend(const Step<T>& s, const Piece& p) {
   for (int now = 0; blocks[now].count; now = !now) {
     const Block &block = blocks[now], &next = blocks[!now];
     fill(s, p, at, blocks[!now]);
+    // A prefetch may be dropped where its page is not known yet; a load never is.
+    for (int64_t t = 0; t < next.count; ++t) {
+      (void)*(const volatile char*)(s.k + next.at_k[t]);
+      (void)*(const volatile char*)(s.v + next.at_v[t]);
+    }
     for (int64_t g = 0; g < heads; ++g) {
       const int64_t k_head = (p.group + g) * s.k_strides[2],
                     v_head = (p.group + g) * s.v_strides[2];
@@ -228,10 +234,10 @@ void attend(const Step<T>& s, const Piece& p) {
         if (rotate)
           stage_rotated(rows_k[t], s.cos + turn, s.sin + turn, half, to);
         else
-          stage(rows_k[t], s.dim, to);
+          stage(rows_k[t], s.dim, to, width);
       }
       for (int64_t t = 0; t < block.count && stage_v; ++t)
-        stage(rows_v[t], s.dim, staged + (BLOCK + t) * width);
+        stage(rows_v[t], s.dim, staged + (BLOCK + t) * width, width);
 
       int64_t seen[4];
       for (int64_t r = 0, step; r < rows; r += step) {

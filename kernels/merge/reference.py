@@ -13,6 +13,7 @@ def merge(out_a, lse_a, out_b, lse_b):
     lse = np.logaddexp(lse_a.astype(np.float64), lse_b.astype(np.float64))
     out = np.zeros(out_a.shape)
     for part, of_part in ((out_a, lse_a), (out_b, lse_b)):
-        weight = np.exp(np.where(of_part == -np.inf, 0, of_part - lse))[..., None]
-        out += np.where(of_part[..., None] == -np.inf, 0, part * weight)
+        nothing = of_part == -np.inf
+        weight = np.exp(np.where(nothing, 0, of_part) - np.where(nothing, 0, lse))[..., None]
+        out += np.where(nothing[..., None], 0, part * weight)
     return out, lse

@@ -1,12 +1,13 @@
 // Dot products of a few queries with many keys, in vectors. Included by kernels once per
 // instruction set, after simd.h: no guard.
 
-// A row as float32, zeros up to a whole vector.
+// A row of n numbers as float32, zeros behind it up to `padded`, which is whole vectors.
 template <class T>
-INLINE void stage(const T* row, int64_t n, float* to) {
+INLINE void stage(const T* row, int64_t n, float* to, int64_t padded) {
   int64_t i = 0;
   for (; i + WIDTH <= n; i += WIDTH) store(to + i, load(row + i));
-  if (i < n) store(to + i, load_part(row + i, n - i, 0.0f));
+  if (i < n) store(to + i, load_part(row + i, n - i, 0.0f)), i += WIDTH;
+  for (; i < padded; i += WIDTH) store(to + i, Floats{});
 }
 
 // What is told to prefetch where there is nothing to.

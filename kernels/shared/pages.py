@@ -9,6 +9,8 @@ def rows(cache: Tensor, tokens: Tensor, block_table: Tensor | None) -> tuple[Ten
 
     A token that is out of range or in a hole does not exist, and has some other token's row.
     """
+    if 0 in cache.shape[:2]:
+        return cache.new_zeros((*tokens.shape, *cache.shape[2:])), torch.zeros_like(tokens).bool()
     if block_table is None:
         there = (tokens >= 0) & (tokens < cache.shape[1])
         batch = torch.arange(len(tokens), device=cache.device)[:, None]

@@ -65,7 +65,7 @@ INLINE void stage_tile(const Job<T>& job, int64_t n, const T* const* rows, float
     for (int64_t g = 0; g < job.groups; ++g) {
       float* to = staged + t * job.width + g * each;
       if (rows[t])
-        stage(rows[t] + g * job.k_strides[2], job.dim, to);
+        stage(rows[t] + g * job.k_strides[2], job.dim, to, each);
       else
         std::fill(to, to + each, 0.0f);
     }

@@ -77,7 +77,7 @@ def test_lowers_within_its_budget(name, target, lowered, budgets, request):
         )
         if case.wide_loads:
             assert kernel.wide_loads, f"{kernel.name} loads less than 128 bits at a time"
-        if case.tensor_cores:
+        if case.tensor_cores and target != "sm_75":  # Triton does not use those of Turing
             assert kernel.tensor_cores, f"{kernel.name} leaves the tensor cores idle"
 
     used = {k.name: {"registers": k.registers, "shared": k.shared} for k in kernels}

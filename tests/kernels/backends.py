@@ -73,6 +73,8 @@ class Backend(NamedTuple):
         if isinstance(result, Tensor):
             assert result.device.type == self.device
             return result.cpu()
+        if result is None:
+            return None
         back = map(self._back, result)
         return type(result)(*back) if hasattr(result, "_fields") else tuple(back)
 

@@ -7,9 +7,11 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 def test_quick_start():
-    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     names: dict = {}
-    exec(compile(block, str(README), "exec"), names)
+    for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL):
+        exec(compile(block, str(README), "exec"), names)
     assert names["moge"].experts.shape == names["v3"].experts.shape == (16, 8)
     assert (names["moge"].experts // 8).tolist() == [list(range(8))] * 16
     assert names["plain"].weights.diff(dim=1).max() <= 0
+    assert names["attended"].out.shape == (1, 1, 8, 32)
+    assert names["index"].shape == (1, 256)

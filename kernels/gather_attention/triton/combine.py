@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 from triselect.kernels.merge.triton import exponential
+from triselect.kernels.shared.dot import rounded
 
 READ = tl.constexpr(16)  # shares added up at a time
 
@@ -21,20 +22,20 @@ def combine(
 ):
     row = tl.program_id(0).to(tl.int64)
     s = tl.arange(0, SHARES)
-    at = s.to(tl.int64) * rows + row
-    top = tl.max(tl.load(parts_lse + at, mask=s < shares, other=float("-inf")), 0)
+    at = parts_lse + s.to(tl.int64) * rows + row
+    top = tl.max(tl.load(at, mask=s < shares, other=float("-inf")), 0)
     total = 0.0
     acc = tl.zeros((WIDTH,), tl.float32)
     d = tl.arange(0, WIDTH)[None, :]
     for first in range(0, shares, READ):
-        s = first + tl.arange(0, READ)
-        at = s.to(tl.int64) * rows + row
-        real = s < shares
-        weight = exponential(tl.load(parts_lse + at, mask=real, other=float("-inf")), top)
+        share = first + tl.arange(0, READ)
+        real = share < shares
+        part_row = share.to(tl.int64) * rows + row
+        weight = exponential(tl.load(parts_lse + part_row, mask=real, other=float("-inf")), top)
         some = real[:, None] & (d < D)
-        part = tl.load(parts + at[:, None] * D + d, mask=some, other=0.0)
+        part = tl.load(parts + part_row[:, None] * D + d, mask=some, other=0.0)
         total += tl.sum(weight, 0)
         acc += tl.sum(weight[:, None] * part, 0)
-    d = tl.arange(0, WIDTH)
-    tl.store(out + row * D + d, acc / tl.where(total == 0, 1.0, total), mask=d < D)
+    acc = rounded(acc / tl.where(total == 0, 1.0, total), out.dtype.element_ty)
+    tl.store(out + row * D + d, acc[None, :], mask=d < D)
     tl.store(lse + row, top + tl.log(total))

@@ -1,5 +1,9 @@
 """Efficient Selective Attention (arXiv 2502.14477), built from `triselect.ops`."""
 
+from triselect.esa.assess import Assessment, assess
+from triselect.esa.calibrate import calibrate
+from triselect.esa.compressor import Compressor
+from triselect.esa.recall import Curve
 from triselect.ops import (
     Attention,
     Compressed,
@@ -13,8 +17,13 @@ from triselect.ops import (
 )
 
 __all__ = [
+    "Assessment",
     "Attention",
     "Compressed",
+    "Compressor",
+    "Curve",
+    "assess",
+    "calibrate",
     "compress",
     "gather_attention",
     "merge",

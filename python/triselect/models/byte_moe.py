@@ -7,7 +7,6 @@ plain top-k; `examples/train_byte_moe.py` made them.
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triselect.ops import grouped_topk
+from triselect.optional import safetensors
 
 BYTES = 256
 WEIGHTS = Path(__file__).with_name("byte_moe.safetensors")
@@ -255,9 +255,7 @@ class ByteMoE(nn.Module):
 def save_byte_moe(model: ByteMoE, path: Path, metadata: dict[str, str]) -> None:
     """Write weights as bfloat16, with the configuration in the file's metadata."""
     weights = {name: w.detach().to(torch.bfloat16) for name, w in model.state_dict().items()}
-    _safetensors().save_file(
-        weights, path, {**metadata, "config": json.dumps(asdict(model.config))}
-    )
+    safetensors().save_file(weights, path, {**metadata, "config": json.dumps(asdict(model.config))})
 
 
 def load_byte_moe(path: Path | str = WEIGHTS) -> ByteMoE:
@@ -278,7 +276,7 @@ def load_byte_moe(path: Path | str = WEIGHTS) -> ByteMoE:
     ImportError
         safetensors is not installed.
     """
-    with _safetensors().safe_open(str(path), "pt") as file:
+    with safetensors().safe_open(str(path), "pt") as file:
         model = ByteMoE(ByteMoEConfig(**json.loads(file.metadata()["config"])))
         model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     return model.eval().requires_grad_(False)
@@ -304,15 +302,5 @@ def router_logits(path: Path | str = ROUTER_LOGITS) -> RouterLogits:
     ImportError
         safetensors is not installed.
     """
-    with _safetensors().safe_open(str(path), "pt") as file:
+    with safetensors().safe_open(str(path), "pt") as file:
         return RouterLogits(file.get_tensor("logits"), file.get_tensor("text"), file.metadata())
-
-
-def _safetensors() -> ModuleType:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError(
-            "the shipped models are safetensors files: pip install 'triselect[cli]'"
-        ) from error
-    return safetensors.torch
