@@ -57,8 +57,9 @@ def selected_attention(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """``out (B, C, H, D)`` of q's dtype and ``lse (B, C, H) float32`` over both."""
+    far_end = index.new_zeros(len(q)) if start is None else start  # what is behind is the window's
     parts = [
-        (q_far, far(q_far, k, v, index, num_initial, start, block_table)),
+        (q_far, far(q_far, k, v, index, num_initial, far_end, block_table)),
         (q, window(q, k, v, start, end, cos, sin, block_table)),
     ]
     return attention(parts, scale)

@@ -140,7 +140,9 @@ Result attention(const Arguments& a) {
   const Pages pages(k, a.block_table, batch);
   const int64_t tokens = pages.tokens();
   const Ranges ranges(a.start, a.end, batch, tokens);
-  const PerSequence far_end("end", a.far_end, tokens, batch, tokens, "the tokens of the cache");
+  // Beside a window, what is not before it is the window's.
+  const PerSequence far_end("end", a.far_end, a.q ? 0 : tokens, batch, tokens,
+                            "the tokens of the cache");
   Integers index;
   if (a.index) {
     index = Integers("index", *a.index);

@@ -31,7 +31,8 @@ def selected_attention(
     q_far, q, k, v, index, num_initial, start, end, cos, sin, block_table, scale
 ):
     """``out (B, C, H, D)`` and ``lse (B, C, H)`` over both, in one softmax."""
-    a = gather_attention(q_far, k, v, index, num_initial, start, block_table, scale)
+    far_end = np.zeros(len(q), int) if start is None else start  # what is behind is the window's
+    a = gather_attention(q_far, k, v, index, num_initial, far_end, block_table, scale)
     b = window_attention(q, k, v, start, end, cos, sin, block_table, scale)
     return merge(*a, *b)
 

@@ -1,4 +1,4 @@
-"""What `select_tokens` launches: one program for a short row, pieces of a long one, wider windows."""
+"""What `select_tokens` launches: one program a short row, pieces of a long one, wider windows."""
 
 import torch
 

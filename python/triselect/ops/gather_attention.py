@@ -182,7 +182,8 @@ def selected_attention(
         The same queries for the far tokens and for the window: rotated by the fixed angle, and as
         their places in the window say.
     k, v, index, num_initial, block_table, scale, validate, backend
-        As `gather_attention` takes them. Far tokens from ``start[b]`` on are the window's.
+        As `gather_attention` takes them. Tokens from ``start[b]`` on are the window's and not far
+        ones; without `start` that is all of them.
     start, end, cos, sin
         As `window_attention` takes them.
 

@@ -61,14 +61,15 @@ def assert_merged(got: Attention, pair: Pair) -> None:
     np.testing.assert_array_equal(np.isneginf(got.lse.numpy()), empty)
     assert (got.out[torch.from_numpy(empty)] == 0).all()
     rows = ~empty
-    both = np.stack([np.where(np.isneginf(x), 0, abs(x)) for x in (pair.lse_a, pair.lse_b)])
+    lse_a, lse_b = pair.lse_a.numpy(), pair.lse_b.numpy()
+    both = np.stack([np.where(np.isneginf(x), 0, abs(x)) for x in (lse_a, lse_b)])
     # An lse of 8 is known to 8 roundings, and so is its exponential.
     size = 4 + both.max(0) + abs(both[0] - both[1])
     lse_error = abs(got.lse.double().numpy() - lse)[rows]
     assert (lse_error <= 4 * EPS * size[rows]).all()
     parts = [
         np.where(np.isneginf(of)[..., None], 0, abs(x.double().numpy()))
-        for x, of in ((pair.out_a, pair.lse_a), (pair.out_b, pair.lse_b))
+        for x, of in ((pair.out_a, lse_a), (pair.out_b, lse_b))
     ]
     low = 0.0 if got.out.dtype == torch.float32 else torch.finfo(got.out.dtype).eps
     unit = np.maximum(*parts) * 4 * EPS * size[..., None] + low * abs(out) + 1e-7 * (low > 0)
