@@ -22,7 +22,8 @@ def compress(
     limit = 127 if values.dtype is torch.int8 else 448
     largest = y.abs().amax(1) / limit
     s = torch.where(largest.isfinite(), largest, torch.nan)
-    y = torch.where((s > 0)[:, None], y / s[:, None], 0)
+    # A scale so small that it has few digits left may be too small.
+    y = torch.where((s > 0)[:, None], y / s[:, None], 0).clamp(-limit, limit)
     if values.dtype is torch.int8:
         y = y.round()
     write(values.view(-1, values.shape[-1]), slots, y.to(values.dtype))

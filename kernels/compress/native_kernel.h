@@ -37,11 +37,14 @@ INLINE void write(const float* y, const Job& job, int64_t row, Y* values, float*
       most = maximum(most, absolute(x));
       wrong += x - x;
     }
-    const float scale = largest(most) / (integers ? 127.0f : 448.0f) + total(wrong);
+    const float limit = integers ? 127.0f : 448.0f;
+    const float scale = largest(most) / limit + total(wrong);
     const bool usable = scale > 0.0f;
     alignas(64) float part[WIDTH];
     for (int64_t e = 0; e < job.out; e += WIDTH) {
-      const Floats x = usable ? load(y + e) / scale : Floats{};
+      // A scale so small that it has few digits left may be too small.
+      const Floats x =
+          usable ? minimum(maximum(load(y + e) / scale, splat(-limit)), splat(limit)) : Floats{};
       store(part, integers ? rounded(x) : x);
       for (int64_t i = 0; i < std::min<int64_t>(WIDTH, job.out - e); ++i)
         to[e + i] = static_cast<Y>(part[i]);

@@ -14,8 +14,9 @@ def compress(x, weight, bias, slots, values, scale):
     """What `values` ``(..., E)`` and `scale` ``(...)`` or None become with x ``(..., H, D)``."""
     dim = x.shape[-1]
     groups = weight.shape[1] // dim
-    x = x.astype(np.float64).reshape(-1, groups, x.shape[-2] // groups, dim).sum(2)
-    y = x.reshape(len(x), -1) @ weight.astype(np.float64).T
+    tokens = int(np.prod(x.shape[:-2]))
+    x = x.astype(np.float64).reshape(tokens, groups, x.shape[-2] // groups, dim).sum(2)
+    y = x.reshape(tokens, groups * dim) @ weight.astype(np.float64).T
     if bias is not None:
         y = y + bias
     rows = np.arange(len(y)) if slots is None else slots.reshape(-1)
@@ -27,7 +28,8 @@ def compress(x, weight, bias, slots, values, scale):
     with np.errstate(invalid="ignore", divide="ignore"):
         s = np.abs(y).max(1) / limit
         s = np.where(np.isfinite(s), s, np.nan).astype(np.float32)
-        quantised = np.where((s > 0)[:, None], y / s[:, None], 0)
+        # A scale so small that it has few digits left may be too small.
+        quantised = np.where((s > 0)[:, None], y / s[:, None], 0).clip(-limit, limit)
     if values.dtype == np.int8:
         quantised = np.rint(quantised)
     scales = scale.reshape(-1).copy()

@@ -156,9 +156,28 @@ def attention(parts: list[tuple[Tensor, Iterator[Tile]]], scale: float) -> tuple
             p = (s - base[..., None]).exp()
             keep = (best - base).exp()
             total = total * keep + p.sum(-1)
-            mixed = torch.einsum("bcgrn,bngd->bcgrd", p.unflatten(2, (groups, -1)), v)
+            mixed = mix(p.unflatten(2, (groups, -1)), v, attends)
             out = out * keep[..., None] + mixed.flatten(2, 3)
             best = new
     lse = best + total.log()
     out = torch.where((total == 0)[..., None], 0, out / total[..., None])
     return out.to(like.dtype), lse
+
+
+def mix(p: Tensor, v: Tensor, attends: Tensor) -> Tensor:
+    """Values ``(B, n, G, D)`` weighed by p ``(B, C, G, R, n)``.
+
+    Where queries attend to different tokens, a weight of zero does not do: 0 * NaN is NaN. What is
+    not finite is taken out of the product, and put in again for those who attend to it.
+    """
+    if attends.shape[1] == 1:
+        return torch.einsum("bcgrn,bngd->bcgrd", p, v)
+    out = torch.einsum("bcgrn,bngd->bcgrd", p, v.where(v.isfinite(), 0))
+    for what, is_it in ((torch.inf, v == torch.inf), (-torch.inf, v == -torch.inf)):
+        out = out + torch.where(met(attends, is_it), what, 0.0)
+    return out.masked_fill(met(attends, v.isnan()), torch.nan)
+
+
+def met(attends: Tensor, values: Tensor) -> Tensor:
+    """Whether a query attends to any of these, ``(B, C, G, 1, D)``."""
+    return torch.einsum("bcn,bngd->bcgd", attends.float(), values.float())[:, :, :, None] > 0

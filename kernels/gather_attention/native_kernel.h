@@ -185,7 +185,7 @@ void attend(const Step<T>& s, const Piece& p) {
   const float* floats[2 * BLOCK];
   for (int64_t t = 0; t < 2 * BLOCK; ++t) floats[t] = staged + t * width;
   if (stage_k) std::fill(staged, staged + 2 * BLOCK * width, 0.0f);
-  for (int64_t i = 0; i < heads * (rows + 3); ++i) best[2 * i] = -INF;
+  for (int64_t i = 0; i < heads * (rows + 3); ++i) best[2 * i] = -INF, best[2 * i + 1] = 0.0f;
   for (int64_t g = 0; g < heads; ++g)
     for (int64_t r = 0; r < rows + 3; ++r) {
       float* to = q + (g * (rows + 3) + r) * width;

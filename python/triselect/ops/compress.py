@@ -110,8 +110,8 @@ def _validate(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         if value.dtype not in cache.FLOATS:
             raise TypeError(f"{name} must be float32, float16 or bfloat16, got {value.dtype}")
     heads, dim = x.shape[-2:]
-    groups, rest = divmod(weight.shape[1], dim)
-    if rest or not groups or heads % groups or not weight.shape[0]:
+    groups = weight.shape[1] // dim
+    if weight.shape[1] % dim or not groups or heads % groups or not weight.shape[0]:
         raise ValueError(
             f"weight must be (compressed, groups * {dim}) with groups that divide the {heads} "
             f"heads of x, got weight {tuple(weight.shape)} for x {tuple(x.shape)}"

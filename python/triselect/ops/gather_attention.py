@@ -1,6 +1,5 @@
 """`gather_attention`, `window_attention`, and both as one: attention over some of a cache."""
 
-from math import isfinite
 from typing import Any, NamedTuple
 
 import torch
@@ -238,7 +237,7 @@ def _scale(scale: float | None, q: Tensor) -> float:
         return float(max(1, q.shape[-1])) ** -0.5 if isinstance(q, Tensor) and q.dim() else 1.0
     if isinstance(scale, bool) or not isinstance(scale, int | float):
         raise TypeError(f"scale must be a float, got {type(scale).__name__}")
-    if not isfinite(scale):
+    if not abs(scale) < float("inf"):
         raise ValueError(f"scale must be finite, got {scale}")
     return float(scale)
 

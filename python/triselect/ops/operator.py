@@ -152,7 +152,8 @@ def _numpy(value: Any) -> Any:
 
 
 def _tensor(array: np.ndarray, like: Tensor) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).to(like.device, like.dtype)
+    whole = np.ascontiguousarray(array).reshape(np.shape(array))  # it makes a number a vector
+    return torch.from_numpy(whole).to(like.device, like.dtype)
 
 
 backends.missing_native()  # loads the extension where it was built: it registers itself for CPU
