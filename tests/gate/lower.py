@@ -27,6 +27,7 @@ class Case(NamedTuple):
     """A launch that users run, and what its kernels must be made of.
 
     `unsupported` says, by target, why it cannot be lowered; the gate checks that it still cannot.
+    On targets that `spills` names it is slow, not wrong: its tiles are yet to be fitted to them.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Case(NamedTuple):
     wide_loads: bool = True  # streams its input: 128 bits at a time
     tensor_cores: bool = False  # has a dot
     unsupported: Mapping[str, str] = MappingProxyType({})
+    spills: tuple[str, ...] = ()
 
 
 class Kernel(NamedTuple):
