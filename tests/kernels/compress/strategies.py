@@ -21,7 +21,7 @@ class Drawn(NamedTuple):
 
 
 @st.composite
-def cases(draw: st.DrawFn, data=random, max_tokens: int = 60) -> Drawn:
+def cases(draw: st.DrawFn, data=random, max_tokens: int = 25) -> Drawn:
     groups = draw(st.integers(1, 4), label="groups")
     drawn = case(
         draw(st.integers(0, 2**16), label="seed"),
