@@ -43,19 +43,18 @@ def dense(queries: int):
         triton.window_attention(q, cache, cache, None, None, None, None, None, 0.1)
 
 
-AMD = ("gfx942",)  # whose dots want other tiles
 CASES = [
-    Case("decode", lambda: selected(1), tensor_cores=True, spills=AMD),
-    Case("decode 64 sequences", lambda: selected(1, batch=64), tensor_cores=True, spills=AMD),
-    Case("decode paged", lambda: selected(1, paged=True), tensor_cores=True, spills=AMD),
-    Case("decode 64 numbers", lambda: selected(1, dim=64), tensor_cores=True, spills=AMD),
-    Case("decode 256 numbers", lambda: selected(1, dim=256), tensor_cores=True, spills=AMD),
+    Case("decode", lambda: selected(1), tensor_cores=True),
+    Case("decode 64 sequences", lambda: selected(1, batch=64), tensor_cores=True),
+    Case("decode paged", lambda: selected(1, paged=True), tensor_cores=True),
+    Case("decode 64 numbers", lambda: selected(1, dim=64), tensor_cores=True),
+    Case("decode 256 numbers", lambda: selected(1, dim=256), tensor_cores=True),
     Case("decode float32", lambda: selected(1, dtype=torch.float32)),
     Case("decode all", lambda: dense(1), tensor_cores=True),
     Case("shares together", lambda: selected(1, without="attend")),
-    Case("chunk", lambda: selected(512), tensor_cores=True, spills=AMD),
-    Case("chunk paged", lambda: selected(512, paged=True), tensor_cores=True, spills=AMD),
-    Case("chunk 64 numbers", lambda: selected(512, dim=64), tensor_cores=True, spills=AMD),
-    Case("chunk 256 numbers", lambda: selected(512, dim=256), tensor_cores=True, spills=AMD),
+    Case("chunk", lambda: selected(512), tensor_cores=True),
+    Case("chunk paged", lambda: selected(512, paged=True), tensor_cores=True),
+    Case("chunk 64 numbers", lambda: selected(512, dim=64), tensor_cores=True),
+    Case("chunk 256 numbers", lambda: selected(512, dim=256), tensor_cores=True),
     Case("chunk float32", lambda: selected(512, dtype=torch.float32)),
 ]

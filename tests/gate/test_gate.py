@@ -72,7 +72,7 @@ def test_lowers_within_its_budget(name, target, lowered, budgets, request):
     kernels = future.result()
 
     for kernel in kernels:
-        assert kernel.spilled == 0 or target in case.spills, (
+        assert kernel.spilled == 0, (
             f"{kernel.name} spills {kernel.spilled} registers: use smaller tiles"
         )
         if case.wide_loads:
