@@ -13,9 +13,10 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include "cache.h"
+#include "floats.h"
 #include "isa.h"
 #include "outputs.h"
-#include "ranges.h"
 
 namespace {
 
@@ -59,39 +60,25 @@ Room room_for(int64_t n, int64_t k, int64_t reach) {
 #define KERNEL "../select_tokens/native_kernel.h"
 #include "per_isa.h"
 
-// Tokens start <= t < end of each row; null pointers mean all.
 template <class T>
-void select_rows(const at::Tensor& scores, int64_t k, int64_t proximity, const int64_t* start,
-                 const int64_t* end, int32_t* index) {
-  const int64_t tokens = scores.size(1), stride = scores.stride(0);
-  const T* data = scores.const_data_ptr<T>();
+void select_rows(const T* scores, int64_t stride, int64_t batch, int64_t tokens, int64_t k,
+                 int64_t proximity, const Ranges& range, int32_t* index) {
   // About 10 microseconds of work for a thread.
   const int64_t grain = std::max<int64_t>(1, 32768 / std::max<int64_t>(1, tokens));
-  at::parallel_for(0, scores.size(0), grain, [&](int64_t from, int64_t to) {
+  at::parallel_for(0, batch, grain, [&](int64_t from, int64_t to) {
     for (int64_t b = from; b < to; ++b) {
-      const int64_t first = start ? start[b] : 0, n = (end ? end[b] : tokens) - first;
+      const int64_t first = range.start[b], n = range.end[b] - first;
       const int64_t count = std::min(k, n), reach = std::min(proximity, n);
       int32_t* row = index + b * k;
       if (count) {
         const Room room = room_for(n, count, reach);
         const int32_t offset = static_cast<int32_t>(first);
-        ON_BEST_ISA(select_row(data + b * stride + first, n, count, reach, offset, room));
+        ON_BEST_ISA(select_row(scores + b * stride + first, n, count, reach, offset, room));
         std::copy_n(room.index, count, row);
       }
       std::fill(row + count, row + k, -1);
     }
   });
-}
-
-// One integer per sequence, or nothing.
-at::Tensor bound(const char* name, const std::optional<at::Tensor>& given,
-                 const at::Tensor& scores) {
-  if (!given) return {};
-  TORCH_CHECK_VALUE(given->dim() == 1 && given->size(0) == scores.size(0), name,
-                    " must be (batch,)");
-  const at::Tensor values = given->to(at::kLong).contiguous();
-  must_be_in_range<int64_t>(name, values, 0, scores.size(1), "the tokens of the cache");
-  return values;
 }
 
 at::Tensor select_tokens(const at::Tensor& scores, int64_t k, int64_t proximity,
@@ -103,30 +90,15 @@ at::Tensor select_tokens(const at::Tensor& scores, int64_t k, int64_t proximity,
                     "scores must be (batch, tokens)");
   TORCH_CHECK_VALUE(1 <= k && k <= LARGEST, "k out of range");
   TORCH_CHECK_VALUE(0 <= proximity && proximity <= LARGEST, "proximity out of range");
-  const at::Tensor starts = bound("start", start, scores), ends = bound("end", end, scores);
-  const int64_t* from = start ? starts.const_data_ptr<int64_t>() : nullptr;
-  const int64_t* to = end ? ends.const_data_ptr<int64_t>() : nullptr;
-  for (int64_t b = 0; from && to && b < scores.size(0); ++b)
-    TORCH_CHECK_VALUE(from[b] <= to[b], "start must not be after end, got ", from[b], " and ",
-                      to[b], " in sequence ", b);
+  const int64_t batch = scores.size(0), tokens = scores.size(1);
+  const Ranges range(start, end, batch, tokens);
+  const at::Tensor rows = tokens <= 1 || scores.stride(1) == 1 ? scores : scores.contiguous();
 
-  at::Tensor index = empty({scores.size(0), k}, at::kInt);
+  at::Tensor index = empty({batch, k}, at::kInt);
   int32_t* out = index.mutable_data_ptr<int32_t>();
-  const at::Tensor rows =
-      scores.size(1) <= 1 || scores.stride(1) == 1 ? scores : scores.contiguous();
-  switch (scores.scalar_type()) {
-    case at::kFloat:
-      select_rows<float>(rows, k, proximity, from, to, out);
-      break;
-    case at::kHalf:
-      select_rows<at::Half>(rows, k, proximity, from, to, out);
-      break;
-    case at::kBFloat16:
-      select_rows<at::BFloat16>(rows, k, proximity, from, to, out);
-      break;
-    default:
-      TORCH_CHECK_TYPE(false, "scores must be float32, float16 or bfloat16, got ", scores.dtype());
-  }
+  with_floats("scores", rows, [&](const auto* data) {
+    select_rows(data, rows.stride(0), batch, tokens, k, proximity, range, out);
+  });
   return index;
 }
 
