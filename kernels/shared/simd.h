@@ -218,10 +218,9 @@ INLINE float total(Floats x) {
   return x[0];
 }
 
-// exp(x) for x <= 0 to 1 ulp; 1 for NaN, which here is inf - inf: no difference.
+// exp(x) for -104 <= x <= 0 to 1 ulp, 0 at -104; NaN for NaN.
 // x = n ln 2 + r, exp(r) = 1 + r + r^2 p(r) with p fitted to |r| <= ln(2) / 2.
-INLINE Floats exp_of_negative(Floats x) {
-  x = maximum(minimum(x, Floats{}), splat(-104.0f));  // 0 from there on
+INLINE Floats exp_between(Floats x) {
   const float shift = 0x1.8p23f;  // adding and subtracting it rounds to an integer
   const Floats n = (x * 1.44269504f + shift) - shift;
   const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
@@ -237,6 +236,11 @@ INLINE Floats exp_of_negative(Floats x) {
   const Ints power = __builtin_convertvector(n, Ints), half = power >> 1;
   return p * (Floats)((half + 127) << 23) * (Floats)((power - half + 127) << 23);
 #endif
+}
+
+// exp(x) for x <= 0; 1 for NaN, which here is inf - inf: no difference.
+INLINE Floats exp_of_negative(Floats x) {
+  return exp_between(maximum(minimum(x, Floats{}), splat(-104.0f)));
 }
 
 INLINE Floats sigmoid(Floats x) {

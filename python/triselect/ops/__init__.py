@@ -1,6 +1,7 @@
 """The operators' public functions: validation, registration with PyTorch, choice of backend."""
 
 from triselect.ops.backends import BackendUnavailable
+from triselect.ops.commit import Committed, commit
 from triselect.ops.compress import Compressed, compress
 from triselect.ops.gather_attention import (
     Attention,
@@ -14,27 +15,44 @@ from triselect.ops.merge import merge
 from triselect.ops.permute import Permutation, permute
 from triselect.ops.route_and_permute import RoutedPermutation, route_and_permute
 from triselect.ops.select_tokens import select_tokens
+from triselect.ops.spawn import Branches, spawn
 from triselect.ops.table_route import table_route
+from triselect.ops.token_confidence import (
+    Confidence,
+    Partial,
+    merge_confidence,
+    partial_confidence,
+    token_confidence,
+)
 from triselect.ops.token_scores import token_scores
 
 __all__ = [
     "Attention",
     "BackendUnavailable",
+    "Branches",
+    "Committed",
     "Compressed",
+    "Confidence",
     "LimitedRouting",
+    "Partial",
     "Permutation",
     "RoutedPermutation",
     "Routing",
+    "commit",
     "compress",
     "gather_attention",
     "grouped_topk",
     "limit_experts",
     "merge",
+    "merge_confidence",
+    "partial_confidence",
     "permute",
     "route_and_permute",
     "select_tokens",
     "selected_attention",
+    "spawn",
     "table_route",
+    "token_confidence",
     "token_scores",
     "window_attention",
 ]
