@@ -1,0 +1,149 @@
+"""A round of LoPA, by part: what it costs beside the model that it runs.
+
+Ours is the round; the others are its parts alone, so that "model" at 0.95x leaves 5 % to the rest,
+and the same round without lookaheads.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from bench.device.records import OURS
+from bench.registry import ROTATED, Case, Small, Work
+from triselect import lopa
+from triselect.lopa import decoder as module
+from triselect.models.masked_diffusion import MaskedDiffusion
+
+OPERATORS = ("spawn", "token_confidence", "commit")
+
+
+def model_of(kind: str, device: str) -> Any:
+    if kind == "toy":
+        return lopa.ToyDenoiser(64, device=device)
+    torch.manual_seed(0)
+    return MaskedDiffusion(64).to(device).eval()
+
+
+def tensors(x: Any) -> list[Tensor]:
+    """All in a nested tuple but the cache."""
+    if isinstance(x, lopa.State):
+        x = x._replace(cache=None)
+    if isinstance(x, tuple):
+        return [leaf for part in x for leaf in tensors(part)]
+    return [x] if isinstance(x, Tensor) else []
+
+
+def build(kind: str, lookaheads: int, device: str, compiler: str | None) -> Work:
+    model = model_of(kind, device)
+    config = lopa.Config(length=256, block_length=32, num_lookaheads=lookaheads)
+    decoder = lopa.Decoder(model, config)
+    prompt = torch.randint(0, 63, (64,), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        states = [decoder.begin([prompt])]
+        for _ in range(2 * ROTATED):  # away from the first block, where little is open
+            states.append(decoder.step(states[-1]))
+        states = states[-ROTATED:]
+        branches = [decoder._spawn(s, lookaheads) for s in states]
+        logits = [decoder._logits(s, b) for s, b in zip(states, branches, strict=True)]
+        new = [
+            decoder._confidence(x, b.asked, s)
+            for x, b, s in zip(logits, branches, states, strict=True)
+        ]
+    now = [0]
+
+    def at(call: Callable[[int], Any]) -> Callable[[], Any]:
+        @torch.inference_mode()
+        def once() -> Any:
+            return call(now[0])
+
+        return once
+
+    calls = {
+        OURS: at(lambda i: decoder.step(states[i])),
+        "model": at(lambda i: decoder._logits(states[i], branches[i])),
+        "no lookaheads": at(lambda i: decoder.step(states[i], 0)),
+        "spawn": at(lambda i: decoder._spawn(states[i], lookaheads)),
+        "token_confidence": at(
+            lambda i: decoder._confidence(logits[i], branches[i].asked, states[i])
+        ),
+        "commit": at(lambda i: decoder._commit(states[i], branches[i], new[i])),
+    }
+
+    def verify(provider: str, result: Any) -> None:
+        """As with the operators in plain PyTorch."""
+        plain = {name: partial(getattr(lopa, name), backend="eager") for name in OPERATORS}
+        with mock.patch.multiple(module, **plain):
+            expected = calls[provider]()
+        for mine, other in zip(tensors(result), tensors(expected), strict=True):
+            torch.testing.assert_close(mine, other)
+
+    def refresh(i: int) -> None:
+        now[0] = i % ROTATED
+
+    parameters = [model.embedding] if kind == "toy" else list(model.parameters())
+    return Work(
+        calls=calls,
+        unavailable={},
+        refresh=refresh,
+        verify=verify,
+        bytes=sum(p.nbytes for p in parameters),
+        data="a random model",
+    )
+
+
+def case(kind: str, lookaheads: int) -> Case:
+    return Case(kind, {"lookaheads": lookaheads}, torch.float32, partial(build, kind, lookaheads))
+
+
+CASES = [case("0.8 M parameters", 4), case("0.8 M parameters", 0), case("toy", 4)]
+TINY = [case("toy", 2)]
+
+
+def small_inputs(seed: int) -> list[Tensor]:
+    """Two sequences of two blocks of four, the first half filled, and logits of three branches."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, 9, (2, 8), generator=generator).int()
+    tokens[:, 2:] = 9
+    token = torch.randint(0, 9, (2, 8), generator=generator).int()
+    prob, score = torch.rand(2, 2, 8, generator=generator).unbind()
+    return [tokens, token, prob, score, torch.randn(2 * 3 * 8, 10, generator=generator)]
+
+
+def small_round(
+    tokens: Tensor,
+    token: Tensor,
+    prob: Tensor,
+    score: Tensor,
+    logits: Tensor,
+    *,
+    backend: str = "auto",
+) -> list[Tensor]:
+    predicted = lopa.Confidence(token, prob, score)
+    none = torch.zeros_like(tokens)
+    branches = lopa.spawn(
+        tokens,
+        predicted,
+        none[:, 0] + 2,
+        none[:, 0],
+        block_length=4,
+        window=8,
+        num_lookaheads=2,
+        mask_token=9,
+        add_at=1,
+        activate_at=3,
+        backend=backend,
+    )
+    new = lopa.token_confidence(
+        logits, mask_token=9, rows=branches.asked.flatten(), backend=backend
+    )
+    done = lopa.commit(
+        tokens, predicted, none, none, none[:, 0] + 1, none[:, 0], branches, new, backend=backend
+    )
+    return tensors(done)
+
+
+SMALL = [Small("a round", small_inputs, small_round)]
