@@ -29,7 +29,7 @@ def measured(operator: str, index: int, smoke: bool) -> tuple[Work, dict[str, Ti
     """A case's calls, each verified on two inputs, and their times in one run."""
     brought = load(operator)
     case = brought.TINY[index % len(brought.TINY)] if smoke else brought.CASES[index]
-    work = case.build("cpu", None)
+    work = case.build("cpu", None if smoke else "inductor")
     for i in range(2):
         work.refresh(i)
         for provider, call in work.calls.items():
