@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from triselect.ops import token_confidence
+from triselect.ops.operator import has_kernel
 
 from ..backends import DTYPES, opcheck
 from ..compiling import assert_compiles_once
+from ..memory import growth
 from .cases import draws, every_backend, logits_of
 
 
@@ -81,3 +83,15 @@ def test_a_captured_graph_reads_new_logits():
         graph.replay()
         again = token_confidence(logits, **drawn)
         assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
+
+
+@every_backend
+def test_nothing_of_the_size_of_the_logits(backend):
+    if (
+        backend.name == "eager"
+        or backend.device != "cpu"
+        or not has_kernel("token_confidence", "CPU")
+    ):
+        pytest.skip("plain PyTorch has copies; a device has memory of its own")
+    logits = torch.zeros(32, 152064, dtype=torch.bfloat16)
+    assert growth(lambda: backend(logits, score="margin")) < logits.nbytes / 4
