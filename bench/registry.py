@@ -3,6 +3,7 @@
 ``CASES``  `Case`s to time, the most important first: a deadline cuts the rest.
 ``TINY``   the like, small enough for a rehearsal on the CPU.
 ``SMALL``  `Small` cases for compute-sanitizer, the interpreter and captured graphs.
+``OPERATOR``  where it is about more than one: which one's backend is named.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -113,7 +113,8 @@ def measure(
 
 
 def chosen(operator: str, device: str) -> str:
-    """The backend that ``auto`` takes."""
+    """The backend that ``auto`` takes; of several operators, that of the one named for them."""
+    operator = getattr(load(operator), "OPERATOR", operator)
     if device == "cpu":
         return "native" if has_kernel(operator, "CPU") else "eager"
     return "triton" if has_kernel(operator, "CUDA") else "eager"

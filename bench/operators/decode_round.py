@@ -19,6 +19,7 @@ from triselect.lopa import decoder as module
 from triselect.models.masked_diffusion import MaskedDiffusion
 
 OPERATORS = ("spawn", "token_confidence", "commit")
+OPERATOR = OPERATORS[0]  # whose backend is named for all
 
 
 def model_of(kind: str, device: str) -> Any:
