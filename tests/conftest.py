@@ -20,6 +20,8 @@ else:
     settings.register_profile("brief", settings.get_profile("ci"), max_examples=20)
     settings.register_profile("thorough", deadline=None, max_examples=2000)
     profile = "ci" if "CI" in os.environ else "dev"
+    if INTERPRETED:  # slow: the other backends have seen more of the same examples
+        profile = "brief"
     settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", profile))
 
 
