@@ -10,8 +10,6 @@ from triselect.lopa.decoder import Decoder
 from triselect.lopa.state import State
 
 FREE = 1.05  # a round with lookaheads may take so much of one without
-
-
 REPEATS = 3
 _measured: WeakKeyDictionary[Any, dict[tuple[int, ...], int]] = WeakKeyDictionary()
 
@@ -27,7 +25,7 @@ def free_lookaheads(decoder: Decoder, state: State) -> int:
     known = _measured.setdefault(decoder.model, {})
     key = (len(state.tokens), config.window, config.max_lookaheads)
     if key not in known:
-        known[key] = config.max_lookaheads
+        free = 0
         _seconds(decoder, state, 0)  # what the first call of a process pays for
         for count in range(1, config.max_lookaheads + 1):
             without = with_them = torch.inf
@@ -35,8 +33,9 @@ def free_lookaheads(decoder: Decoder, state: State) -> int:
                 without = min(without, _seconds(decoder, state, 0))
                 with_them = min(with_them, _seconds(decoder, state, count))
             if with_them > FREE * without:
-                known[key] = count - 1
                 break
+            free = count
+        known[key] = free  # only now: a measurement cut short is none
     return known[key]
 
 
