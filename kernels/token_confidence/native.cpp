@@ -174,8 +174,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> token_confidence(
         if (seeds.values)
           draw = {static_cast<uint64_t>(seeds[r]), static_cast<uint32_t>(positions[r]),
                   static_cast<uint32_t>(steps[r])};
-        ON_BEST_ISA(sum_up(row, first_token + from, scale, seeds.values ? &draw : nullptr,
-                           found_pieces[i]));
+        const Draw* drawn = seeds.values ? &draw : nullptr;
+        if (score == Score::neg_entropy)
+          ON_BEST_ISA(sum_up<true>(row, first_token + from, scale, drawn, found_pieces[i]));
+        else
+          ON_BEST_ISA(sum_up<false>(row, first_token + from, scale, drawn, found_pieces[i]));
       }
     });
   });

@@ -145,7 +145,8 @@ def partial_confidence(
     >>> partial_confidence(logits[:, 2:], first_token=2).token
     tensor([2], dtype=torch.int32)
     """
-    args = (logits, rows, seed, position, step, temperature, SCORES[0], mask_token, first_token)
+    score = "neg_entropy"  # which needs all six numbers
+    args = (logits, rows, seed, position, step, temperature, score, mask_token, first_token)
     token, _, _, parts = _call(args, backend)
     return Partial(token, parts)
 
