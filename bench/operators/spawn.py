@@ -100,7 +100,7 @@ def compiled(compiler: str, inputs: list[Tensor], options: dict[str, Any]) -> An
     *sizes, add_at, activate_at, threshold, factor = settings
     rest = (threshold, factor, add_at, activate_at, "full", False)
     function = torch.compile(eager.spawn, backend=compiler)
-    return lambda: function(*inputs, *sizes, *rest)
+    return lambda: function(*inputs, None, *sizes, *rest)
 
 
 def case(sequences: int, length: int, window: int, block: int, lookaheads: int) -> Case:

@@ -15,6 +15,7 @@ def spawn(
     score: Tensor,
     added: Tensor,
     start: Tensor,
+    thresholds: Tensor | None,
     block_length: int,
     window: int,
     num_lookaheads: int,
@@ -47,7 +48,8 @@ def spawn(
     before = still_open(tokens, added)
     known = per_block(before & (token >= 0))
     p = per_block(prob)
-    taken = known & accepted(p, known, threshold, factor)
+    bound = threshold if thresholds is None else thresholds[:, None, None]
+    taken = known & accepted(p, known, bound, factor)
     filled = block_length - per_block(before).sum(-1)
     full = torch.cat((filled.new_full((batch, 1), block_length + 1), filled), 1)[:, :blocks]
     full[:, :1] = block_length + 1  # the first block waits for none
@@ -114,7 +116,7 @@ def spawn(
     return branch, is_open, asked, extra, level.masked_fill(~real, FAR), added, start_next
 
 
-def accepted(p: Tensor, known: Tensor, threshold: float, factor: float) -> Tensor:
+def accepted(p: Tensor, known: Tensor, threshold: float | Tensor, factor: float) -> Tensor:
     """Which of the known positions of each block are sure enough."""
     if factor == 0:
         return p > threshold

@@ -5,7 +5,9 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <optional>
 #include <tuple>
+#include <vector>
 
 #include <ATen/Parallel.h>
 #include <c10/util/SmallVector.h>
@@ -22,7 +24,7 @@ constexpr int32_t FAR = 1 << 30;
 struct Options {
   int64_t length, block, window, lookaheads;
   int32_t mask, eos;
-  float threshold, factor;
+  float factor;
   bool by_rank;
   int64_t add_at, activate_at;
   bool bidirectional, full, shift;
@@ -31,6 +33,7 @@ struct Options {
 struct Sequence {
   const int32_t *tokens, *token;
   const float *prob, *score;
+  float threshold;
 };
 
 // Of one sequence; `tokens`, `open` and `asked` have a row for each branch.
@@ -80,7 +83,7 @@ void fill_anchor(const Options& o, const Sequence& s, int64_t start, int64_t end
       if (s.tokens[i] != o.mask) continue;
       ++open;
       if (s.token[i] < 0) continue;
-      if (!o.by_rank && s.prob[i] > o.threshold) {
+      if (!o.by_rank && s.prob[i] > s.threshold) {
         anchor[i - start] = s.token[i];
         any = true;
       }
@@ -205,9 +208,9 @@ void check_values(const Options& o, const at::Tensor& added, const at::Tensor& s
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
 spawn(const at::Tensor& tokens, const at::Tensor& token, const at::Tensor& prob,
       const at::Tensor& score, const at::Tensor& added, const at::Tensor& start,
-      int64_t block_length, int64_t window, int64_t num_lookaheads, int64_t mask_token,
-      int64_t eos_token, double threshold, double factor, int64_t add_at, int64_t activate_at,
-      c10::string_view attention, bool shift) {
+      const std::optional<at::Tensor>& thresholds, int64_t block_length, int64_t window,
+      int64_t num_lookaheads, int64_t mask_token, int64_t eos_token, double threshold,
+      double factor, int64_t add_at, int64_t activate_at, c10::string_view attention, bool shift) {
   // The public function says all of this in words; here it keeps a direct call inside its memory.
   constexpr int64_t LARGEST = std::numeric_limits<int32_t>::max();
   TORCH_CHECK_VALUE(tokens.dim() == 2 && tokens.size(1) <= LARGEST,
@@ -219,6 +222,7 @@ spawn(const at::Tensor& tokens, const at::Tensor& token, const at::Tensor& prob,
   must_fit("predicted.score", score, {batch, length}, at::kFloat);
   must_fit("added", added, {batch}, at::kInt);
   must_fit("start", start, {batch}, at::kInt);
+  if (thresholds) must_fit("threshold", *thresholds, {batch}, at::kFloat);
   TORCH_CHECK_VALUE(1 <= block_length && block_length <= window && window <= length &&
                         window % block_length == 0 && length % block_length == 0,
                     "block_length and window must divide the positions into blocks");
@@ -231,7 +235,6 @@ spawn(const at::Tensor& tokens, const at::Tensor& token, const at::Tensor& prob,
                   num_lookaheads,
                   static_cast<int32_t>(mask_token),
                   static_cast<int32_t>(eos_token),
-                  static_cast<float>(threshold),
                   static_cast<float>(factor),
                   factor > 0,
                   add_at,
@@ -245,6 +248,12 @@ spawn(const at::Tensor& tokens, const at::Tensor& token, const at::Tensor& prob,
   const auto p = prob.expect_contiguous(), s = score.expect_contiguous();
   const auto blocks = added.expect_contiguous(), starts = start.expect_contiguous();
   check_values(o, *blocks, *starts);
+  std::vector<float> bounds(batch, static_cast<float>(threshold));
+  for (int64_t b = 0; thresholds && b < batch; ++b) {
+    bounds[b] = thresholds->const_data_ptr<float>()[b * thresholds->stride(0)];
+    TORCH_CHECK_VALUE(0 <= bounds[b] && bounds[b] <= 1, "threshold must be between 0 and 1, got ",
+                      bounds[b]);
+  }
 
   at::Tensor branch = empty({batch, rows, window}, at::kInt);
   at::Tensor open = empty({batch, rows, window}, at::kBool);
@@ -252,7 +261,7 @@ spawn(const at::Tensor& tokens, const at::Tensor& token, const at::Tensor& prob,
   at::Tensor extra = empty({batch, rows}, at::kInt), level = empty({batch, window}, at::kInt);
   at::Tensor added_next = empty({batch}, at::kInt), start_next = empty({batch}, at::kInt);
   const Sequence all{x->const_data_ptr<int32_t>(), t->const_data_ptr<int32_t>(),
-                     p->const_data_ptr<float>(), s->const_data_ptr<float>()};
+                     p->const_data_ptr<float>(), s->const_data_ptr<float>(), 0};
   const Outputs out{branch.mutable_data_ptr<int32_t>(), open.mutable_data_ptr<bool>(),
                     asked.mutable_data_ptr<bool>(), extra.mutable_data_ptr<int32_t>(),
                     level.mutable_data_ptr<int32_t>()};
@@ -265,10 +274,11 @@ spawn(const at::Tensor& tokens, const at::Tensor& token, const at::Tensor& prob,
     for (int64_t b = first; b < last; ++b) {
       const int64_t in = b * length, row = b * rows * window;
       int64_t count = a[b];
-      from_next[b] = static_cast<int32_t>(spawn_one(
-          o, {all.tokens + in, all.token + in, all.prob + in, all.score + in}, from[b], &count,
-          {out.tokens + row, out.open + row, out.asked + row, out.extra + b * rows,
-           out.level + b * window}));
+      from_next[b] = static_cast<int32_t>(
+          spawn_one(o, {all.tokens + in, all.token + in, all.prob + in, all.score + in, bounds[b]},
+                    from[b], &count,
+                    {out.tokens + row, out.open + row, out.asked + row, out.extra + b * rows,
+                     out.level + b * window}));
       a_next[b] = static_cast<int32_t>(count);
     }
   });

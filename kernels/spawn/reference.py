@@ -40,6 +40,7 @@ def spawn(
     score,
     added,
     start,
+    thresholds,
     block_length,
     window,
     num_lookaheads,
@@ -52,7 +53,10 @@ def spawn(
     attention,
     shift,
 ):
-    """Branches (see the public function) of sequences ``(B, G)``; added and start are ``(B,)``."""
+    """Branches (see the public function) of sequences ``(B, G)``; added and start are ``(B,)``.
+
+    So are `thresholds`, if any, which stand for the one.
+    """
     batch, length = tokens.shape
     rows = num_lookaheads + 1
     branch = np.full((batch, rows, window), mask_token, np.int32)
@@ -62,7 +66,9 @@ def spawn(
     added, start_next = added.copy(), start.copy()
     block = np.arange(length) // block_length
     by_rank = factor > 0
-    threshold, factor = np.float32(threshold), np.float32(factor)
+    factor = np.float32(factor)
+    if thresholds is None:
+        thresholds = np.full(batch, threshold, np.float32)
     score = np.where(np.isnan(score), -np.inf, score)
 
     def still_open(x, blocks):
@@ -82,7 +88,7 @@ def spawn(
                 n = np.arange(2, len(ranked) + 2, dtype=np.float32)
                 taken = ranked[n * (1 - prob[b, ranked]) < factor]
             else:
-                taken = inside[prob[b, inside] > threshold]
+                taken = inside[prob[b, inside] > thresholds[b]]
             full = i == 0 or np.sum(~before & (block == i - 1)) >= activate_at
             if len(inside) and not len(taken) and full:
                 taken = inside[[np.argmax(score[b, inside])]]

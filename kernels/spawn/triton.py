@@ -57,6 +57,7 @@ def spawn_sequences(
     score,
     added,
     start,
+    thresholds,
     branch,
     is_open,
     asked,
@@ -88,6 +89,8 @@ def spawn_sequences(
     begin = tl.minimum(tl.maximum(tl.load(start + b), 0), length) // BLOCK * BLOCK
     blocks = tl.minimum(tl.maximum(tl.load(added + b), 0), length // BLOCK)
     here = tl.minimum(window, length - begin)
+    if thresholds is not None:
+        threshold = tl.load(thresholds + b)
 
     limit = length  # where the text ends
     for first in range(0, length, READ):
@@ -183,6 +186,7 @@ def spawn(
     score: Tensor,
     added: Tensor,
     start: Tensor,
+    thresholds: Tensor | None,
     block_length: int,
     window: int,
     num_lookaheads: int,
@@ -212,6 +216,7 @@ def spawn(
     with torch.cuda.device_of(tokens):
         spawn_sequences[(batch,)](
             *(x.contiguous() for x in (tokens, token, prob, score, added, start)),
+            None if thresholds is None else thresholds.contiguous(),
             *out,
             length,
             window,

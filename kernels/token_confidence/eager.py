@@ -12,6 +12,7 @@ def token_confidence(
     seed: Tensor | None,
     position: Tensor | None,
     step: Tensor | None,
+    temperatures: Tensor | None,
     temperature: float,
     score: str,
     mask_token: int,
@@ -25,18 +26,21 @@ def token_confidence(
         x[:, mask] = -torch.inf
     clean = x.masked_fill(x.isnan(), -torch.inf)
     top, second = clean.topk(2).values.unbind(1)  # which of equals it takes shows in nothing
-    scale = 1 / temperature
+    if temperatures is None:
+        scale = logits.new_full((1,), 1 / temperature, dtype=torch.float32)
+    else:
+        scale = temperatures.reciprocal()
     if seed is None:
         key = clean
     else:
         assert position is not None
         assert step is not None
-        key = clean * scale + noise(seed, position, step, first_token, count)
+        key = clean * scale[:, None] + noise(seed, position, step, first_token, count)
     chosen = key.argmax(1, keepdim=True)  # of equals the first
     key = key.gather(1, chosen)[:, 0]
     chosen = chosen.masked_fill(key[:, None] == -torch.inf, int(mask == 0))
 
-    d = (x - top.masked_fill(top == -torch.inf, 0)[:, None]) * scale
+    d = (x - top.masked_fill(top == -torch.inf, 0)[:, None]) * scale[:, None]
     e = d.exp()
     weighted = (e * d).masked_fill(e == 0, 0)
     z = clean.gather(1, chosen)[:, 0] * scale

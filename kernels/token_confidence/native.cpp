@@ -127,8 +127,8 @@ void store(const Piece& row, Score score, float scale, int64_t r, const Outputs&
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> token_confidence(
     const at::Tensor& logits, const Optional& rows, const Optional& seed, const Optional& position,
-    const Optional& step, double temperature, c10::string_view score_name, int64_t mask_token,
-    int64_t first_token) {
+    const Optional& step, const Optional& temperatures, double temperature,
+    c10::string_view score_name, int64_t mask_token, int64_t first_token) {
   // The public function says all of this in words; here it keeps a direct call inside its memory.
   constexpr int64_t LAST = std::numeric_limits<int32_t>::max();
   TORCH_CHECK_VALUE(logits.dim() == 2 && logits.size(1) >= 2, "logits must be (rows, tokens)");
@@ -142,7 +142,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> token_confidence(
   const PerRow<bool> asked("rows", rows, count);
   const PerRow<int64_t> seeds("seed", seed, count), positions("position", position, count),
       steps("step", step, count);
-  const float scale = static_cast<float>(1 / temperature);
+  const PerRow<float> each_temperature("temperature", temperatures, count);
+  for (int64_t r = 0; temperatures && r < count; ++r)
+    TORCH_CHECK_VALUE(1e-6f <= each_temperature[r] && each_temperature[r] <= 1e6f,
+                      "temperature must be between 1e-6 and 1e6, got ", each_temperature[r]);
+  const auto scale_of = [&](int64_t r) {
+    return temperatures ? 1 / each_temperature[r] : static_cast<float>(1 / temperature);
+  };
 
   at::Tensor token = empty({count}, at::kInt), prob = empty({count}, at::kFloat),
              found = empty({count}, at::kFloat), parts = empty({count, 6}, at::kFloat);
@@ -176,14 +182,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> token_confidence(
                   static_cast<uint32_t>(steps[r])};
         const Draw* drawn = seeds.values ? &draw : nullptr;
         if (score == Score::neg_entropy)
-          ON_BEST_ISA(sum_up<true>(row, first_token + from, scale, drawn, found_pieces[i]));
+          ON_BEST_ISA(sum_up<true>(row, first_token + from, scale_of(r), drawn, found_pieces[i]));
         else
-          ON_BEST_ISA(sum_up<false>(row, first_token + from, scale, drawn, found_pieces[i]));
+          ON_BEST_ISA(sum_up<false>(row, first_token + from, scale_of(r), drawn, found_pieces[i]));
       }
     });
   });
   for (int64_t i = 0; i < many; ++i) {
     Piece whole = found_pieces[i * pieces];
+    const float scale = scale_of(work[i]);
     for (int64_t p = 1; p < pieces; ++p) whole = merged(whole, found_pieces[i * pieces + p], scale);
     store(whole, score, scale, work[i], out);
   }

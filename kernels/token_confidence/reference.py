@@ -34,13 +34,16 @@ ROUNDS = 10
 
 
 def token_confidence(
-    logits, rows, seed, position, step, temperature, score, mask_token, first_token
+    logits, rows, seed, position, step, temperatures, temperature, score, mask_token, first_token
 ):
     """Token ``(R,)`` int32, prob and score ``(R,)``, and the six numbers ``(R, 6)``.
 
     `rows` ``(R,)`` bool says which are asked for; seed, position, step ``(R,)`` are None or
-    integers. The logits are those of the tokens from `first_token` on.
+    integers; `temperatures` ``(R,)``, if any, stand for the one. The logits are those of the tokens
+    from `first_token` on.
     """
+    if temperatures is not None:
+        temperature = temperatures.astype(np.float64)[:, None]
     token, parts = part(logits, rows, seed, position, step, temperature, mask_token, first_token)
     return token, *finish(parts, score), parts
 

@@ -105,6 +105,7 @@ def sum_up(
     seeds,
     positions,
     steps,
+    temperatures,
     pieces,
     out,
     prob,
@@ -129,6 +130,8 @@ def sum_up(
             if count == 1:
                 store_nothing(row, out, prob, score, parts)
             return
+    if temperatures is not None:
+        scale = 1.0 / tl.load(temperatures + row)
     logits += row * row_stride
     seeded: tl.constexpr = seeds is not None
     if seeded:
@@ -198,6 +201,7 @@ def sum_up(
 @triton.jit(do_not_specialize=["scale"])
 def merge(
     rows,
+    temperatures,
     pieces,
     out,
     prob,
@@ -214,6 +218,8 @@ def merge(
         if not tl.load(rows + row):
             store_nothing(row, out, prob, score, parts)
             return
+    if temperatures is not None:
+        scale = 1.0 / tl.load(temperatures + row)
     i = tl.arange(0, PIECES)
     here = i < count
     pieces += (row * count + i) * 7
@@ -245,6 +251,7 @@ def token_confidence(
     seed: Tensor | None,
     position: Tensor | None,
     step: Tensor | None,
+    temperatures: Tensor | None,
     temperature: float,
     score: str,
     mask_token: int,
@@ -259,8 +266,8 @@ def token_confidence(
         return token, prob, found, parts
     if logits.stride(1) != 1:
         logits = logits.contiguous()
-    rows, seed, position, step = (
-        None if x is None else x.contiguous() for x in (rows, seed, position, step)
+    rows, seed, position, step, temperatures = (
+        None if x is None else x.contiguous() for x in (rows, seed, position, step, temperatures)
     )
     shift = 0 if seed is None else first_token % 4
     count = triton.cdiv(tokens + shift, PIECE)
@@ -274,6 +281,7 @@ def token_confidence(
             seed,
             position,
             step,
+            temperatures,
             pieces,
             *results,
             tokens,
@@ -291,6 +299,14 @@ def token_confidence(
         if count > 1:
             block = triton.next_power_of_2(count)
             merge[(number,)](
-                rows, pieces, *results, count, 1 / temperature, PIECES=block, num_warps=1, **how
+                rows,
+                temperatures,
+                pieces,
+                *results,
+                count,
+                1 / temperature,
+                PIECES=block,
+                num_warps=1,
+                **how,
             )
     return token, prob, found, parts

@@ -14,7 +14,7 @@ def spawned(batch: int, length: int, block: int, window: int, k: int, **options)
     options = {"factor": 0.0, "attention": "full", "shift": False} | options
     factor, attention, shift = options.values()
     return triton.spawn(
-        *(numbers, numbers, floats, floats, each, each, block, window, k, 100, 101),
+        *(numbers, numbers, floats, floats, each, each, None, block, window, k, 100, 101),
         *(0.9, factor, 1, block, attention, shift),
     )
 

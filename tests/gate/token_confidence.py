@@ -11,7 +11,7 @@ def confidence(rows: int, tokens: int, dtype: torch.dtype, score: str, drawn: bo
     logits = torch.empty(rows, tokens, dtype=dtype)
     each = torch.zeros(3, rows, dtype=torch.int64).unbind() if drawn else (None,) * 3
     asked = torch.ones(rows, dtype=torch.bool)
-    return triton.token_confidence(logits, asked, *each, 0.7, score, tokens - 1, 0)
+    return triton.token_confidence(logits, asked, *each, None, 0.7, score, tokens - 1, 0)
 
 
 # `merge` reads seven numbers of each piece, side by side with those of others: no wide loads.

@@ -44,7 +44,7 @@ def spawn(
     num_lookaheads: int,
     mask_token: int,
     eos_token: int = -1,
-    threshold: float = 0.9,
+    threshold: float | Tensor = 0.9,
     factor: float = 0.0,
     add_at: int,
     activate_at: int,
@@ -73,8 +73,10 @@ def spawn(
         that would fill the last open position while blocks are to come.
     mask_token, eos_token : int
         The tokens of a position to fill, and of the end of text; -1 where there is none.
-    threshold : float
+    threshold : float, or ``(B,)`` float32
         An open position whose prob is above it is filled; between 0 and 1, and 1 fills none by it.
+        As a tensor one for each sequence, and torch.compile compiles once for all values; of a
+        float it makes a constant.
     factor : float
         If above 0, instead: the n most probable of a block, ``(n + 1) * (1 - prob_n) < factor``.
     add_at : int
@@ -97,8 +99,9 @@ def spawn(
     Raises
     ------
     ValueError, TypeError
-        An argument that does not fit, by name. Values of `added` and `start` are looked at on the
-        CPU; on a device those out of range make an undefined result and nothing worse.
+        An argument that does not fit, by name. Values of `added`, `start` and `threshold` are
+        looked at on the CPU; on a device those out of range make an undefined result and nothing
+        worse.
     BackendUnavailable
         A named backend that cannot run here.
 
@@ -128,8 +131,10 @@ def spawn(
              [9, 2, 3, 9]]], dtype=torch.int32)
     """
     sizes = (block_length, window, num_lookaheads)
-    how = (mask_token, eos_token, threshold, factor, add_at, activate_at, attention, shift)
-    args = (tokens, *predicted, added, start, *sizes, *how)
+    thresholds = threshold if isinstance(threshold, Tensor) else None
+    one = 1.0 if isinstance(threshold, Tensor) else threshold
+    how = (mask_token, eos_token, one, factor, add_at, activate_at, attention, shift)
+    args = (tokens, *predicted, added, start, thresholds, *sizes, *how)
     _validate(*args)
     if backend == "auto":
         return Branches(*_spawn.auto(*args))
@@ -144,6 +149,7 @@ def _validate(
     score: Tensor,
     added: Tensor,
     start: Tensor,
+    thresholds: Tensor | None,
     block_length: int,
     window: int,
     num_lookaheads: int,
@@ -161,6 +167,8 @@ def _validate(
     device = tokens.device
     must_fit("added", added, (batch,), torch.int32, device)
     must_fit("start", start, (batch,), torch.int32, device)
+    if thresholds is not None:
+        must_fit("threshold", thresholds, (batch,), torch.float32, device)
     most = operator.LARGEST_INT32
     must_be_int_in_range("block_length", block_length, 1, length)
     must_be_int_in_range("window", window, block_length, length)
@@ -252,6 +260,7 @@ def _check(
     score: Tensor,
     added: Tensor,
     start: Tensor,
+    thresholds: Tensor | None,
     block_length: int,
     window: int,
     *options: Any,
@@ -259,6 +268,8 @@ def _check(
     length = tokens.shape[1]
     operator.must_be_in_range("added", added, 0, length // block_length, "the blocks")
     operator.must_be_in_range("start", start, 0, length, "the positions")
+    if thresholds is not None and not ((thresholds >= 0) & (thresholds <= 1)).all():
+        raise ValueError(f"threshold must be between 0 and 1, got {thresholds.tolist()}")
     for blocks, first in zip(added.tolist(), start.tolist(), strict=True):
         if first % block_length:
             raise ValueError(
@@ -278,6 +289,7 @@ def _empty(
     score: Tensor,
     added: Tensor,
     start: Tensor,
+    thresholds: Tensor | None,
     block_length: int,
     window: int,
     num_lookaheads: int,
@@ -299,8 +311,9 @@ def _empty(
 _spawn = operator.define(
     "spawn",
     "Tensor tokens, Tensor token, Tensor prob, Tensor score, Tensor added, Tensor start, "
-    "int block_length, int window, int num_lookaheads, int mask_token, int eos_token, "
-    "float threshold, float factor, int add_at, int activate_at, str attention, bool shift",
+    "Tensor? thresholds, int block_length, int window, int num_lookaheads, int mask_token, "
+    "int eos_token, float threshold, float factor, int add_at, int activate_at, str attention, "
+    "bool shift",
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _empty,
     check=_check,

@@ -32,7 +32,7 @@ def token_confidence(
     logits: Tensor,
     *,
     score: str = "max_prob",
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     mask_token: int = -1,
     rows: Tensor | None = None,
     seed: Tensor | None = None,
@@ -49,8 +49,9 @@ def token_confidence(
     score : "max_prob", "margin" or "neg_entropy"
         The token's probability, the largest minus the second largest, or the sum of
         ``p * log(p)``. Larger is surer.
-    temperature : float
-        What logits are divided by, from 1e-6 to 1e6.
+    temperature : float, or ``(R,)`` float32
+        What logits are divided by, from 1e-6 to 1e6. As a tensor one for each row, and
+        torch.compile compiles once for all values; of a float it makes a constant.
     mask_token : int
         A token that has no part in anything; -1 for none.
     rows : ``(R,)`` bool, optional
@@ -77,6 +78,9 @@ def token_confidence(
 
     Notes
     -----
+    Temperatures in a tensor are looked at on the CPU alone; on a device a row whose temperature is
+    out of range has undefined results.
+
     No gradient: the results are detached. Greedy tokens are the same on all backends; drawn ones
     are, unless two come within the rounding of a logarithm. The noise is Gumbel's, of the bits of
     Philox4x32-10 (Salmon et al. 2011) under the key `seed`: word ``token % 4`` of counter
@@ -96,7 +100,8 @@ def token_confidence(
     >>> token_confidence(logits, seed=at, position=at, step=at).token
     tensor([1, 0], dtype=torch.int32)
     """
-    args = (logits, rows, seed, position, step, temperature, score, mask_token, 0)
+    given = (logits, rows, seed, position, step)
+    args = (*given, *_temperature(temperature), score, mask_token, 0)
     token, prob, found, _ = _call(args, backend)
     return Confidence(token, prob, found)
 
@@ -105,7 +110,7 @@ def partial_confidence(
     logits: Tensor,
     *,
     first_token: int,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     mask_token: int = -1,
     rows: Tensor | None = None,
     seed: Tensor | None = None,
@@ -146,7 +151,8 @@ def partial_confidence(
     tensor([2], dtype=torch.int32)
     """
     score = "neg_entropy"  # which needs all six numbers
-    args = (logits, rows, seed, position, step, temperature, score, mask_token, first_token)
+    given = (logits, rows, seed, position, step)
+    args = (*given, *_temperature(temperature), score, mask_token, first_token)
     token, _, _, parts = _call(args, backend)
     return Partial(token, parts)
 
@@ -193,6 +199,10 @@ def merge_confidence(partials: Sequence[Partial], *, score: str = "max_prob") ->
         return Confidence(token, *eager.finish(parts, score))
 
 
+def _temperature(temperature: float | Tensor) -> tuple[Tensor | None, float]:
+    return (temperature, 1.0) if isinstance(temperature, Tensor) else (None, temperature)
+
+
 def _call(args: tuple[Any, ...], backend: str) -> tuple[Tensor, ...]:
     _validate(*args)
     if args[0].requires_grad:
@@ -212,6 +222,7 @@ def _validate(
     seed: Tensor | None,
     position: Tensor | None,
     step: Tensor | None,
+    temperatures: Tensor | None,
     temperature: float,
     score: str,
     mask_token: int,
@@ -236,6 +247,8 @@ def _validate(
     if not LOWEST <= temperature <= HIGHEST:
         raise ValueError(f"temperature must be between 1e-6 and 1e6, got {temperature}")
     _must_be_score(score)
+    if temperatures is not None:
+        _must_be_per_row("temperature", temperatures, logits, torch.float32)
     if rows is not None:
         _must_be_per_row("rows", rows, logits, torch.bool)
     if seed is None and position is None and step is None:
@@ -284,12 +297,21 @@ def _must_be_partial(partial: Any, first: Any) -> None:
         )
 
 
+def _check(*args: Any) -> None:
+    temperatures = args[5]
+    if temperatures is None:
+        return
+    if not ((temperatures >= LOWEST) & (temperatures <= HIGHEST)).all():
+        raise ValueError(f"temperature must be between 1e-6 and 1e6, got {temperatures.tolist()}")
+
+
 def _empty(
     logits: Tensor,
     rows: Tensor | None,
     seed: Tensor | None,
     position: Tensor | None,
     step: Tensor | None,
+    temperatures: Tensor | None,
     temperature: float,
     score: str,
     mask_token: int,
@@ -304,7 +326,8 @@ def _empty(
 _token_confidence = operator.define(
     "token_confidence",
     "Tensor logits, Tensor? rows, Tensor? seed, Tensor? position, Tensor? step, "
-    "float temperature, str score, int mask_token, int first_token",
+    "Tensor? temperatures, float temperature, str score, int mask_token, int first_token",
     "(Tensor, Tensor, Tensor, Tensor)",
     _empty,
+    check=_check,
 )

@@ -120,7 +120,9 @@ def a_round(
 
 def by_reference(given: Round) -> Branches:
     args = (given.tokens, *given.predicted, given.added, given.start)
-    found = reference.spawn(*(x.numpy() for x in args), **given.options)
+    threshold = given.options["threshold"]
+    thresholds = threshold.numpy() if isinstance(threshold, Tensor) else None
+    found = reference.spawn(*(x.numpy() for x in args), thresholds, **given.options)
     return Branches(*map(torch.from_numpy, found))
 
 

@@ -49,6 +49,14 @@ def test_thresholds(backend, threshold):
 
 
 @every_backend
+def test_a_threshold_for_each_sequence(backend):
+    threshold = torch.tensor([0, 7, 0.5, 7, 0.9, 7, 1, 7])[::2]
+    for kind in ("few values", "sure"):
+        given = a_round(rng(), 4, kind=kind, threshold=threshold)
+        assert_as_the_reference(run(backend, given), given)
+
+
+@every_backend
 @pytest.mark.parametrize(("add_at", "activate_at"), [(0, 0), (0, 5), (5, 0), (1, 4), (3, 2)])
 def test_the_pipeline(backend, add_at, activate_at):
     for filled in (0.0, 0.3, 0.8, 1.0):

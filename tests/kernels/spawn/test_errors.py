@@ -154,6 +154,26 @@ BAD = {
         ValueError,
         "threshold must be between 0 and 1, got nan",
     ),
+    "thresholds": (
+        {"threshold": torch.full((GIVEN.tokens.shape[0],), 1.5)},
+        ValueError,
+        "threshold must be between 0 and 1, got ",
+    ),
+    "thresholds-nan": (
+        {"threshold": torch.full((GIVEN.tokens.shape[0],), float("nan"))},
+        ValueError,
+        "threshold must be between 0 and 1, got ",
+    ),
+    "thresholds-double": (
+        {"threshold": torch.full((GIVEN.tokens.shape[0],), 0.5).double()},
+        TypeError,
+        "threshold must be torch.float32, got torch.float64",
+    ),
+    "thresholds-one": (
+        {"threshold": torch.tensor(0.5)},
+        ValueError,
+        "got shape ()",
+    ),
     "threshold-none": ({"threshold": None}, TypeError, "threshold must be a float, got NoneType"),
     "threshold-bool": ({"threshold": True}, TypeError, "threshold must be a float, got bool"),
     "factor-negative": ({"factor": -1.0}, ValueError, "factor must be between 0 and 3.4"),
@@ -200,7 +220,7 @@ def test_the_operator_itself_refuses_values_too(name):
     arguments, error, message = BAD[name]
     tensors = (TENSORS | arguments).values()
     with pytest.raises(error, match=re.escape(message)):
-        torch.ops.triselect.spawn.default(*tensors, *GIVEN.options.values())
+        torch.ops.triselect.spawn.default(*tensors, None, *GIVEN.options.values())
 
 
 @pytest.mark.parametrize("name", VALUES)
@@ -208,7 +228,7 @@ def test_eager_makes_something_of_values_that_nobody_looked_at(name):
     """As on a device: the result means nothing, and nothing breaks."""
     arguments, _, _ = BAD[name]
     tensors = (TENSORS | arguments).values()
-    found = eager.spawn(*tensors, *GIVEN.options.values())
+    found = eager.spawn(*tensors, None, *GIVEN.options.values())
     assert found[0].shape == (2, 4, 12)
 
 

@@ -16,7 +16,7 @@ needs_native = pytest.mark.skipif(backends.missing_native() is not None, reason=
 def arguments(**options):
     """Of the operator itself, in their order."""
     given = a_round(np.random.default_rng(0), 3, **options)
-    return (*flat(given[:4]), *given.options.values())
+    return (*flat(given[:4]), None, *given.options.values())
 
 
 @every_backend
@@ -27,17 +27,20 @@ def test_opcheck(backend):
 
 @every_backend
 def test_one_compilation_for_every_state(backend, compiler):
-    """Of any number of sequences. Settings are constants of a compiled graph."""
+    """Of any number of sequences, and any thresholds. Other settings are constants of the graph."""
     options = a_round(np.random.default_rng(0)).options
 
-    def branches(tokens, token, prob, score, added, start):
+    def branches(tokens, token, prob, score, added, start, threshold):
         predicted = Confidence(token, prob, score)
-        found = spawn(tokens, predicted, added, start, backend=backend.name, **options)
+        given = options | {"threshold": threshold}
+        found = spawn(tokens, predicted, added, start, backend=backend.name, **given)
         return found._replace(level=found.level + 1)
 
     def inputs(sequences):
-        state = a_round(np.random.default_rng(sequences), sequences)
-        return tuple(map(backend.put, flat(state[:4])))
+        rng = np.random.default_rng(sequences)
+        state = a_round(rng, sequences)
+        threshold = torch.from_numpy(rng.random(sequences, np.float32))
+        return tuple(map(backend.put, (*flat(state[:4]), threshold)))
 
     assert_compiles_once(branches, inputs, compiler)
 
@@ -81,21 +84,23 @@ MISFITS = [
     {5: ARGS[5] - 64},
     {5: ARGS[5] + 64},
     {5: ARGS[5] * 0 + 1},
-    {6: 0},
-    {6: -4},
-    {6: 5},
+    {6: torch.ones(2)},
+    {6: torch.ones(3).double()},
     {7: 0},
-    {7: 2},
-    {7: 20},
-    {7: -12},
-    {7: 2**62},
-    {8: -1},
-    {8: 2**31},
-    {8: 2**63 - 1},
+    {7: -4},
+    {7: 5},
+    {8: 0},
+    {8: 2},
+    {8: 20},
+    {8: -12},
+    {8: 2**62},
     {9: -1},
-    {9: 2**40},
+    {9: 2**31},
+    {9: 2**63 - 1},
+    {10: -1},
     {10: 2**40},
-    {15: "sideways"},
+    {11: 2**40},
+    {16: "sideways"},
 ]
 
 
@@ -110,7 +115,7 @@ def test_the_extension_reads_nothing_that_is_not_there(changes):
 
 @needs_native
 @pytest.mark.parametrize(
-    "changes", [{13: -(2**40), 14: 2**62}, {11: float("nan")}, {12: -1.0}, {9: EOS, 10: MASK}]
+    "changes", [{14: -(2**40), 15: 2**62}, {12: float("nan")}, {13: -1.0}, {10: EOS, 11: MASK}]
 )
 def test_the_extension_survives_settings_that_make_no_sense(changes):
     args = [changes.get(place, value) for place, value in enumerate(ARGS)]

@@ -101,7 +101,7 @@ def test_values_that_nobody_looked_at_break_nothing(added, start):
     given = a_round(rng(), 2)
     given.added.fill_(added)
     given.start.fill_(start)
-    found = triton.spawn(*flat(given[:4]), *given.options.values())
+    found = triton.spawn(*flat(given[:4]), None, *given.options.values())
     written = found[0]
     assert ((written >= -1) & (written <= MASK)).all()  # tokens, and none from elsewhere
 

@@ -85,7 +85,7 @@ def draws(rng: np.random.Generator, rows: int) -> dict[str, Tensor]:
 def expected(
     logits: Tensor,
     score: str = "max_prob",
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     mask_token: int = -1,
     first_token: int = 0,
     **per_row: Tensor,
@@ -98,18 +98,22 @@ def expected(
         seed,
         position,
         step,
-        temperature,
+        *((temperature.numpy(), 1.0) if isinstance(temperature, Tensor) else (None, temperature)),
         score,
         mask_token,
         first_token,
     )
 
 
-def keys_of(logits: Tensor, temperature: float, mask_token: int, **draw: Tensor) -> np.ndarray:
+def keys_of(
+    logits: Tensor, temperature: float | Tensor, mask_token: int, **draw: Tensor
+) -> np.ndarray:
     """What drawn tokens are chosen by, of all tokens."""
     ids = np.arange(logits.shape[1])
     drawn = (draw[name].numpy() for name in ("seed", "position", "step"))
-    z = logits.double().numpy() / temperature
+    if isinstance(temperature, Tensor):
+        temperature = temperature[:, None].double()
+    z = (logits.double() / temperature).numpy()
     z[:, ids == mask_token] = -np.inf
     return np.where(np.isnan(z), -np.inf, z) + reference.noise(*drawn, ids)
 

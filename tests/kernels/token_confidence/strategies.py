@@ -38,6 +38,8 @@ def cases(draw: st.DrawFn, max_tokens: int = 1500) -> Case:
         "temperature": draw(st.just(1.0) | st.floats(0.1, 10.0)),
         "mask_token": draw(st.just(-1) | st.integers(0, tokens + 3), label="mask token"),
     }
+    if draw(st.booleans(), label="a temperature for each row"):
+        options["temperature"] = torch.from_numpy(rng.uniform(0.1, 10, rows)).float()
     if draw(st.booleans(), label="some rows"):
         options["rows"] = torch.from_numpy(rng.random(rows) < 0.6)
     if draw(st.booleans(), label="drawn"):

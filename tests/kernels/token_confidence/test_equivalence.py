@@ -76,6 +76,16 @@ def test_temperatures(backend, temperature):
 
 
 @every_backend
+@pytest.mark.parametrize("tokens", [900, 20000])
+def test_a_temperature_for_each_row(backend, tokens):
+    logits = logits_of(rng(), 4, tokens, dtype=torch.bfloat16)
+    temperature = torch.tensor([1e-6, 9, 0.3, 9, 1, 9, 1e6, 9])[::2]
+    for options in ({"score": "neg_entropy"}, draws(rng(1), 4)):
+        got = backend(logits, temperature=temperature, **options)
+        assert_confident_as_the_reference(got, logits, temperature=temperature, **options)
+
+
+@every_backend
 def test_a_temperature_makes_no_ties(backend):
     """Logits that differ in their last bit alone, and would not after division."""
     logits = torch.ones(1, 9000)

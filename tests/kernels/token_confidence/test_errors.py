@@ -61,7 +61,27 @@ BAD = {
     "temperature-tensor": (
         {"temperature": EACH},
         TypeError,
-        "temperature must be a float, got Tensor",
+        "temperature must be torch.float32, got torch.int64",
+    ),
+    "temperature-number": (
+        {"temperature": torch.tensor(0.7)},
+        ValueError,
+        "temperature must be (rows,), got shape ()",
+    ),
+    "temperature-list": (
+        {"temperature": [1.0]},
+        TypeError,
+        "temperature must be a float, got list",
+    ),
+    "temperatures-0": (
+        {"temperature": torch.tensor([1.0, 0.0])},
+        ValueError,
+        "temperature must be between 1e-6 and 1e6, got ",
+    ),
+    "temperatures-nan": (
+        {"temperature": torch.tensor([1.0, float("nan")])},
+        ValueError,
+        "temperature must be between 1e-6 and 1e6, got ",
     ),
     "mask_token": (
         {"mask_token": -2},
@@ -163,7 +183,7 @@ def test_the_score_of_merged_parts():
         merge_confidence([PART], score="mean")
 
 
-NONE = (None, None, None, None)
+NONE = (None, None, None, None, None)
 DIRECT = {
     "1d": (LOGITS[0], *NONE, 1.0, "max_prob", -1, 0),
     "no tokens": (LOGITS[:, :0], *NONE, 1.0, "max_prob", -1, 0),
@@ -171,11 +191,12 @@ DIRECT = {
     "score": (LOGITS, *NONE, 1.0, "most", -1, 0),
     "first": (LOGITS, *NONE, 1.0, "max_prob", -1, -1),
     "last": (LOGITS, *NONE, 1.0, "max_prob", -1, 2**31 - 2),
-    "rows": (LOGITS, EACH[:1] > 0, None, None, None, 1.0, "max_prob", -1, 0),
-    "rows-int": (LOGITS, EACH, None, None, None, 1.0, "max_prob", -1, 0),
-    "seed alone": (LOGITS, None, EACH, None, None, 1.0, "max_prob", -1, 0),
-    "short": (LOGITS, None, EACH, EACH, EACH[:1], 1.0, "max_prob", -1, 0),
-    "int32": (LOGITS, None, EACH, EACH, EACH.int(), 1.0, "max_prob", -1, 0),
+    "rows": (LOGITS, EACH[:1] > 0, None, None, None, None, 1.0, "max_prob", -1, 0),
+    "rows-int": (LOGITS, EACH, None, None, None, None, 1.0, "max_prob", -1, 0),
+    "seed alone": (LOGITS, None, EACH, None, None, None, 1.0, "max_prob", -1, 0),
+    "short": (LOGITS, None, EACH, EACH, EACH[:1], None, 1.0, "max_prob", -1, 0),
+    "temperatures": (LOGITS, *NONE[1:], torch.ones(1), 1.0, "max_prob", -1, 0),
+    "int32": (LOGITS, None, EACH, EACH, EACH.int(), None, 1.0, "max_prob", -1, 0),
 }
 
 

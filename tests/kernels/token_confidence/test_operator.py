@@ -21,11 +21,13 @@ def test_opcheck(backend):
         logits = logits_of(rng, 3, 21, "normal", dtype)
         opcheck(
             "token_confidence",
-            (logits, None, None, None, None, 1.0, "max_prob", -1, 0),
+            (logits, None, None, None, None, None, 1.0, "max_prob", -1, 0),
             backend,
         )
         drawn = draws(rng, 3).values()
-        opcheck("token_confidence", (logits, rows, *drawn, 0.5, "margin", 4, 7), backend)
+        opcheck(
+            "token_confidence", (logits, rows, *drawn, torch.ones(3), 1.0, "margin", 4, 7), backend
+        )
 
 
 @every_backend
@@ -45,8 +47,22 @@ def test_one_compilation_for_every_number_of_rows(backend, compiler):
 
 
 @every_backend
-def test_compiled_at_any_temperature(backend, compiler):
-    """torch.compile makes a constant of a float that it gives to an operator: one graph each."""
+def test_one_compilation_for_every_temperature(backend, compiler):
+    def inputs(count):
+        rng = np.random.default_rng(count)
+        return logits_of(rng, count, 77), torch.from_numpy(rng.uniform(0.1, 9, count)).float()
+
+    assert_compiles_once(
+        lambda logits, temperature: tuple(backend(logits, temperature=temperature)),
+        inputs,
+        compiler,
+        compare=lambda a, b: torch.testing.assert_close(a, b),
+    )
+
+
+@every_backend
+def test_compiled_with_a_float(backend, compiler):
+    """Of a float torch.compile makes a constant: one graph each."""
     logits = logits_of(np.random.default_rng(0), 4, 50)
     compiled = torch.compile(
         lambda logits, temperature: tuple(backend(logits, temperature=temperature)),

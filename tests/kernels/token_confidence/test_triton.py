@@ -89,6 +89,14 @@ def test_rows_that_are_not_asked_for(way):
 
 @pytest.mark.interpret
 @every_way
+def test_a_temperature_for_each_row(way):
+    logits, temperature = logits_of(rng(), 3, 300), torch.tensor([0.1, 1, 9])
+    assert_same(way, logits, temperature=temperature, score="neg_entropy")
+    assert_same(way, logits, temperature=temperature, **draws(rng(1), 3))
+
+
+@pytest.mark.interpret
+@every_way
 @pytest.mark.parametrize("first", [0, 1, 2, 3, 5000])
 @pytest.mark.parametrize("drawn", [False, True], ids=["greedy", "drawn"])
 def test_parts(way, drawn, first):

@@ -126,7 +126,7 @@ class Sequence:
         for i, r in row.items():
             token, prob, score, _ = reference.token_confidence(
                 logits[r : r + 1].numpy(),
-                *(None,) * 4,
+                *(None,) * 5,
                 1.0,
                 self.config.score,
                 mask,
