@@ -158,7 +158,8 @@ FAR = (CACHE, CACHE, torch.tensor([[1, 2]]), 1)
 ROUTER = (torch.zeros(3, 8), 2, 1, 1, False, "softmax", "max", None, False, 1.0, None)
 INTS, SOME = torch.zeros(1, 4, dtype=torch.int32), torch.zeros(1, 4)
 EACH = INTS[:, 0]
-SPAWNED = (INTS, INTS, SOME, SOME, EACH + 1, EACH, 2, 4, 1, 9, -1, 0.9, 0.0, 1, 2, "full", False)
+SETTINGS = (2, 4, 1, 9, -1, 0.9, 0.0, 1, 2, "full", False)
+SPAWNED = (INTS, INTS, SOME, SOME, EACH + 1, EACH, None, *SETTINGS)
 COMMITTED = (INTS, INTS, SOME, SOME, INTS, INTS, EACH, EACH, INTS[None], INTS[None].bool())
 NEW = (INTS[None], SOME[None], SOME[None])
 OPERATORS = {
@@ -177,7 +178,7 @@ OPERATORS = {
     "table_route": (EXPERTS[0], None, 8, None, 1, None, "softmax", False, 1.0, 2, 0),
     "limit_experts": (*ROUTER, 4, True),
     "compress": (CACHE, torch.zeros(3, 16), None, None, torch.zeros(1, 4, 3), None),
-    "token_confidence": (ROUTER[0], None, None, None, None, 1.0, "max_prob", -1, 0),
+    "token_confidence": (ROUTER[0], *(None,) * 5, 1.0, "max_prob", -1, 0),
     "token_scores": (CACHE, CACHE, None, None, None, None, None),
     "select_tokens": (torch.zeros(2, 5), 3, 0, None, None),
     "gather_attention": (CACHE, *FAR, None, None, 1.0),
