@@ -89,6 +89,21 @@ INLINE Floats load(const c10::Float8_e4m3fn* p) {
 #endif
 }
 
+// 2 * WIDTH values, in an order that depends on their type alone.
+template <class T>
+INLINE void load_two(const T* p, Floats& a, Floats& b) {
+  a = load(p);
+  b = load(p + WIDTH);
+}
+
+#if VECTOR_BYTES == 64
+INLINE void load_two(const c10::BFloat16* p, Floats& a, Floats& b) {
+  const __m512i pairs = _mm512_loadu_si512(p);
+  a = (Floats)_mm512_slli_epi32(pairs, 16);
+  b = (Floats)_mm512_and_si512(pairs, _mm512_set1_epi32((int32_t)0xffff0000));
+}
+#endif
+
 template <class T>
 INLINE Floats load_part(const T* p, int64_t n, float rest) {
   T part[WIDTH];

@@ -29,21 +29,6 @@ INLINE Floats power_of_two(Floats y) {
 #endif
 }
 
-// The next 2 * WIDTH values, in any order.
-template <class X>
-INLINE void load_two(const X* x, Floats& a, Floats& b) {
-  a = load(x);
-  b = load(x + WIDTH);
-}
-
-#if VECTOR_BYTES == 64
-INLINE void load_two(const c10::BFloat16* x, Floats& a, Floats& b) {
-  const __m512i pairs = _mm512_loadu_si512(x);
-  a = (Floats)_mm512_slli_epi32(pairs, 16);
-  b = (Floats)_mm512_and_si512(pairs, _mm512_set1_epi32((int32_t)0xffff0000));
-}
-#endif
-
 // A block as floats: the mask token and what fills up the last two vectors are -inf. Returns how
 // many vectors it has.
 template <class T>

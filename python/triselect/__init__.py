@@ -6,14 +6,19 @@
 torch.Size([4, 8])
 """
 
+from triselect.moe.fused import fused_moe
 from triselect.ops import (
     BackendUnavailable,
     LimitedRouting,
+    NormAddNorm,
     Permutation,
     RoutedPermutation,
     Routing,
+    finalize,
+    grouped_swiglu,
     grouped_topk,
     limit_experts,
+    norm_add_norm,
     permute,
     route_and_permute,
     table_route,
@@ -23,12 +28,17 @@ __version__ = "0.1.0"
 __all__ = [
     "BackendUnavailable",
     "LimitedRouting",
+    "NormAddNorm",
     "Permutation",
     "RoutedPermutation",
     "Routing",
     "__version__",
+    "finalize",
+    "fused_moe",
+    "grouped_swiglu",
     "grouped_topk",
     "limit_experts",
+    "norm_add_norm",
     "permute",
     "route_and_permute",
     "table_route",

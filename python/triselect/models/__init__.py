@@ -1,4 +1,4 @@
-"""Small models, trained here and shipped with the package, for demonstrations on real data."""
+"""Small models: trained here and shipped with the package, and, untrained, published ones."""
 
 from triselect.models.byte_moe import (
     ByteMoE,
@@ -7,5 +7,15 @@ from triselect.models.byte_moe import (
     load_byte_moe,
     router_logits,
 )
+from triselect.models.pangu_moe import PANGU_PRO, PanguMoE, PanguMoEConfig
 
-__all__ = ["ByteMoE", "ByteMoEConfig", "RouterLogits", "load_byte_moe", "router_logits"]
+__all__ = [
+    "PANGU_PRO",
+    "ByteMoE",
+    "ByteMoEConfig",
+    "PanguMoE",
+    "PanguMoEConfig",
+    "RouterLogits",
+    "load_byte_moe",
+    "router_logits",
+]

@@ -44,9 +44,13 @@ def available() -> list[Backend]:
 
 
 def operators() -> list[str]:
-    """Operators that the package has kernels for, by name."""
-    rooms = pkgutil.iter_modules(triselect.kernels.__path__)
-    return sorted(room.name for room in rooms if hasattr(torch.ops.triselect, room.name))
+    """Operators that the package has kernels for: of each room the one named as it is, or all."""
+    names = [str(name).partition(".")[0] for name in torch._C._dispatch_get_all_op_names()]
+    defined = {name.removeprefix("triselect::") for name in names if "triselect::" in name}
+    rooms = [room.name for room in pkgutil.iter_modules(triselect.kernels.__path__)]
+    parts = {name for name in defined for room in rooms if name.startswith(f"{room}_")}
+    whole = {room for room in rooms if room in defined}
+    return sorted(whole | {p for p in parts if not any(p.startswith(f"{w}_") for w in whole)})
 
 
 def choices() -> list[Choice]:

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from triselect.report import budgets_page, figures, loads, trained_page
+from triselect.report import budgets_page, figures, layer_page, loads, trained_page
 from triselect.report.budgets import Budget
 from triselect.report.capabilities import Backend, Choice
 from triselect.report.equivalence import Verdict
 from triselect.report.figures import ROUTINGS
+from triselect.report.layer import LayerSpeed
 from triselect.report.loads import Load
 from triselect.report.page import Figure, Page, Section, Table, micro, times
 from triselect.report.providers import LABELS, RIVALS, SHORT
@@ -40,6 +41,7 @@ class Findings:
     verdicts: list[Verdict] = field(default_factory=list)
     not_judged: dict[str, str] = field(default_factory=dict)
     speeds: list[Speed] = field(default_factory=list)
+    layers: list[LayerSpeed] = field(default_factory=list)
     loads: list[Load] = field(default_factory=list)
     trained: list[Trained] = field(default_factory=list)
     budgets: list[Budget] = field(default_factory=list)
@@ -52,6 +54,7 @@ class Findings:
             "verdicts": [verdict.as_dict() for verdict in self.verdicts],
             "not_judged": self.not_judged,
             "speeds": [speed.as_dict() for speed in self.speeds],
+            "layers": [row.as_dict() for row in self.layers],
             "loads": [load.as_dict() for load in self.loads],
             "trained": [trained.as_dict() for trained in self.trained],
             "budgets": [budget.as_dict() for budget in self.budgets],
@@ -155,6 +158,7 @@ def page(found: Findings) -> Page:
             _here(found),
             _equal(found),
             _speed(found),
+            layer_page.section(found.layers),
             _balance(found),
             trained_page.section(found.trained),
             budgets_page.section(found.budgets),

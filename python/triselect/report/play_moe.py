@@ -13,6 +13,8 @@ from triselect.report import (
     budgets_page,
     capabilities,
     interpreted,
+    layer,
+    layer_page,
     loads,
     machine,
     moe_page,
@@ -54,6 +56,7 @@ def play(console: Console, out: Path, *, quick: bool = False) -> Path:
     ) as progress:
         _equality(console, progress, found, quick)
         _speed(console, progress, found, quick)
+        _layer(console, progress, found, quick)
         _balance(console, progress, found)
         _trained(console, progress, found)
         _budgets(console, progress, found)
@@ -147,10 +150,28 @@ def _speed(console: Console, progress: Progress, found: Findings, quick: bool) -
     progress.remove_task(task)
 
 
+def _layer(console: Console, progress: Progress, found: Findings, quick: bool) -> None:
+    counts = layer.TOKENS[:3] if quick else layer.TOKENS
+    _tell(
+        console,
+        "[bold]4 · And the whole layer?[/]",
+        "Behind the router come the experts. triselect.fused_moe against the two ways in which "
+        "models run them, expert by expert and with PyTorch's grouped products.",
+    )
+    task = progress.add_task("timing the layer", total=len(counts))
+    with torch.inference_mode():
+        found.layers = layer.measure(
+            counts, seconds=0.2 if quick else 1.0, done=lambda: progress.advance(task)
+        )
+    progress.remove_task(task)
+    terminal.show(console, layer_page.table(found.layers))
+    _tell(console, "", layer_page.verdict(found.layers))
+
+
 def _balance(console: Console, progress: Progress, found: Findings) -> None:
     _tell(
         console,
-        "[bold]4 · Is it balanced?[/]",
+        "[bold]5 · Is it balanced?[/]",
         "Now the devices. 64 experts live on 8 devices, and each token takes 8 experts: the best "
         "8, the best 8 of the best 4 groups, or the best of each group. The imbalance score is the "
         "work of the fullest device less that of the emptiest, per token; 0 is perfect. "
@@ -181,7 +202,7 @@ def _trained(console: Console, progress: Progress, found: Findings) -> None:
     run = found.trained[0].runs[0]
     _tell(
         console,
-        "[bold]5 · Trained both ways[/]",
+        "[bold]6 · Trained both ways[/]",
         f"The same byte-level model, trained once with plain top-8 and once with balanced routing: "
         f"{run.steps:,} steps of {run.batch_bytes:,} bytes, the same initial weights and batches. "
         "The loss was recorded then; the loads are counted now, on held-out text, each model "
@@ -198,7 +219,7 @@ def _budgets(console: Console, progress: Progress, found: Findings) -> None:
     progress.remove_task(task)
     _tell(
         console,
-        "[bold]6 · A budget of experts[/]",
+        "[bold]7 · A budget of experts[/]",
         "A decoding step is as fast as the weights it reads. triselect.limit_experts lets the "
         "batch vote, keeps the most-voted experts of every group, and routes again among those.",
     )

@@ -162,6 +162,9 @@ SETTINGS = (2, 4, 1, 9, -1, 0.9, 0.0, 1, 2, "full", False)
 SPAWNED = (INTS, INTS, SOME, SOME, EACH + 1, EACH, None, *SETTINGS)
 COMMITTED = (INTS, INTS, SOME, SOME, INTS, INTS, EACH, EACH, INTS[None], INTS[None].bool())
 NEW = (INTS[None], SOME[None], SOME[None])
+ROWS = torch.zeros(2, 8)
+FINALIZED = (ROWS, SOME[:, :2], EXPERTS, EXPERTS, ROWS, ROWS[:1], None)
+OFFSETS = torch.tensor([0, 2, 3], dtype=torch.int32)  # of 2 experts, 8 numbers to 4
 OPERATORS = {
     "grouped_topk": ROUTER,
     "grouped_topk_backward": (
@@ -177,6 +180,8 @@ OPERATORS = {
     "route_and_permute": ROUTER,
     "table_route": (EXPERTS[0], None, 8, None, 1, None, "softmax", False, 1.0, 2, 0),
     "limit_experts": (*ROUTER, 4, True),
+    "finalize": FINALIZED,
+    "finalize_out": (*FINALIZED, torch.zeros(1, 8)),
     "compress": (CACHE, torch.zeros(3, 16), None, None, torch.zeros(1, 4, 3), None),
     "token_confidence": (ROUTER[0], *(None,) * 5, 1.0, "max_prob", -1, 0),
     "token_scores": (CACHE, CACHE, None, None, None, None, None),
@@ -185,6 +190,9 @@ OPERATORS = {
     "window_attention": (CACHE, CACHE, CACHE, None, None, None, None, None, 1.0),
     "selected_attention": (CACHE, CACHE, *FAR, None, None, None, None, None, 1.0),
     "merge": (CACHE, CACHE[..., 0], CACHE, CACHE[..., 0]),
+    "norm_add_norm": (SOME, SOME, SOME[0], SOME[0], 1e-5, "branch"),
+    "grouped_swiglu_up": (ROUTER[0], torch.zeros(2, 8, 8), OFFSETS, None, None),
+    "grouped_swiglu_down": (torch.zeros(3, 4), torch.zeros(2, 8, 4), OFFSETS, None),
     "spawn": SPAWNED,
     "commit": (*COMMITTED, INTS[:, :1], *NEW, None, "mean", 1.0, 0.9, False, False),
 }
@@ -255,6 +263,28 @@ MISFITS = [
     ((*BACKWARD, False, 1.0, None), {2: torch.zeros(8)}),
     ((*BACKWARD, False, 1.0, None), {3: EXPERTS.long()}),
     ((*BACKWARD, False, 1.0, None), {7: torch.ones(7)}),
+    (("finalize", *FINALIZED), {1: ROWS[0]}),
+    (("finalize", *FINALIZED), {1: ROWS.double()}),
+    (("finalize", *FINALIZED), {2: SOME}),
+    (("finalize", *FINALIZED), {2: SOME[:, :2].double()}),
+    (("finalize", *FINALIZED), {3: EXPERTS.long()}),
+    (("finalize", *FINALIZED), {3: EXPERTS[0], 2: SOME[0, :2], 4: EXPERTS[0]}),
+    (("finalize", *FINALIZED), {3: EXPERTS + 1}),
+    (("finalize", *FINALIZED), {3: EXPERTS * 0}),
+    (("finalize", *FINALIZED), {4: None}),
+    (("finalize", *FINALIZED), {4: EXPERTS + 1}),
+    (("finalize", *FINALIZED), {4: EXPERTS.float()}),
+    (("finalize", *FINALIZED), {4: EXPERTS[0]}),
+    (("finalize", *FINALIZED), {5: None}),
+    (("finalize", *FINALIZED), {5: ROWS[:, 1:]}),
+    (("finalize", *FINALIZED), {5: ROWS.half()}),
+    (("finalize", *FINALIZED), {5: ROWS[0]}),
+    (("finalize", *FINALIZED), {6: ROWS}),
+    (("finalize", *FINALIZED), {6: ROWS[:1].half()}),
+    (("finalize", *FINALIZED), {7: ROWS[:1, 1:]}),
+    (("finalize_out", *FINALIZED, ROWS), {}),
+    (("finalize_out", *FINALIZED, ROWS[:1].half()), {}),
+    (("finalize_out", *FINALIZED, torch.zeros(8, 2).T[:1]), {}),
 ]
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from triselect.report import capabilities, interpreted, loads, machine
+from triselect.report import capabilities, interpreted, layer, loads, machine
 from triselect.report.equivalence import judge
 from triselect.report.routers import DEEPSEEK_V3, PANGU
 from triselect.report.speed import Speed, geometric_mean, sweep
@@ -50,6 +50,19 @@ def test_sweep_times_everyone_and_says_who_is_missing() -> None:
     assert "compiled" in rows[0].unavailable
 
 
+def test_the_layer_is_timed_against_what_gives_the_same(monkeypatch) -> None:
+    done = []
+    sizes = (64, 32, 16)
+    rows = layer.measure((1, 3), sizes=sizes, seconds=0, done=lambda: done.append(1))
+    assert [row.tokens for row in rows] == [1, 3]
+    assert len(done) == 2
+    assert rows[0].weight_bytes == 8 * 3 * 64 * 32 * 2  # all of its 8 experts
+    assert set(rows[0].timings) == {"triselect", "int8", "grouped_mm", "loop"}
+    monkeypatch.setattr(layer, "fused_moe", lambda hidden, *args, **scales: hidden)
+    with pytest.raises(RuntimeError, match="differ"):
+        layer.measure((1,), sizes=sizes, seconds=0)
+
+
 def test_ratio_says_how_many_times_as_long_the_rival_takes() -> None:
     timings = {"triselect": Timing(1, 2, 3, 5), "composition": Timing(5, 6, 7, 5)}
     assert Speed("r", 1, "float32", timings, {}).ratio("composition") == 3
@@ -64,7 +77,8 @@ def test_every_backend_has_a_reason_or_runs() -> None:
         assert choice.why
         if choice.device == "CPU":
             assert choice.backend == ("eager" if found["native"] else "native")
-    assert "grouped_topk" in capabilities.operators()
+    assert {"grouped_topk", "grouped_swiglu_up"} < set(capabilities.operators())
+    assert "grouped_topk_backward" not in capabilities.operators()
     assert "shared" not in capabilities.operators()
 
 

@@ -1,0 +1,1 @@
+"""What experts say about a token, weighed and added up."""

@@ -1,0 +1,1 @@
+"""The norm behind a sub-layer, the addition to the residual, and the norm before the next one."""

@@ -1,0 +1,17 @@
+"""Adapters to Hugging Face transformers, 5 or later: models run on triselect's operators."""
+
+try:
+    import transformers
+except ImportError as error:
+    raise ImportError(
+        "triselect.hf needs transformers, 5 or later: pip install 'triselect[hf]'"
+    ) from error
+if int(transformers.__version__.split(".")[0]) < 5:
+    raise ImportError(
+        f"triselect.hf needs transformers 5 or later, this is {transformers.__version__}: "
+        "pip install 'triselect[hf]'"
+    )
+
+from triselect.hf.use_experts import ExpertsInUse, use_experts
+
+__all__ = ["ExpertsInUse", "use_experts"]
