@@ -1,7 +1,8 @@
 """A whole mixture of experts behind its router, against the experts of transformers.
 
 Their three implementations are called as their models call them: the module's forward with
-``config._experts_implementation``. Sizes as in grouped_swiglu.py.
+``config._experts_implementation``. Pangu Pro MoE's layer, 2.6 GB of bfloat16, and smaller experts.
+Weights of int8 against our own bfloat16.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,6 @@ from torch.nn.functional import silu
 import triselect
 from bench.device.records import OURS
 from bench.operators.grouped_swiglu import (
-    PANGU,
     SMALLER,
     TINIEST,
     Batch,
@@ -31,7 +31,9 @@ from bench.registry import Case, Small, Work
 from triselect.moe.fused import Shared, fused_moe
 
 OPERATOR = "grouped_swiglu_up"
+PANGU = Sizes("Pangu Pro", 5120, 1344, 64)
 THEIRS = ("eager", "batched_mm", "grouped_mm")
+WIDE = "bfloat16 (ours)"
 COPIED = 6 * 2**30  # bytes of weights that batched_mm may copy: it does so for every token
 
 
@@ -86,13 +88,18 @@ def build(
         return fused_moe(batch.hidden, routing, *of[:2], backend=backend, **scales)
 
     calls: dict[str, Callable[[Batch], Tensor]] = {OURS: ours}
-    calls["eager"] = partial(ours, backend="eager")
     unavailable = {}
     theirs = [f"transformers {name}" for name in THEIRS]
+    wide = of
     if stored is not dtype:
         reason = "it has no product with weights of 8 bits and scales"
         unavailable = dict.fromkeys([*theirs, "torch.grouped_mm", "torch.compile"], reason)
+        wide = weights(sizes, dtype, device)
+        calls[WIDE] = lambda batch: fused_moe(
+            batch.hidden, triselect.Routing(batch.weights, batch.experts), wide.gate_up, wide.down
+        )
     else:
+        calls["eager"] = partial(ours, backend="eager")
         calls["torch.grouped_mm"] = partial(by_grouped_mm, gate_up=of.gate_up, down=of.down)
         try:
             found = of_transformers(sizes, of)
@@ -115,7 +122,8 @@ def build(
         batch = turns.used[provider]
         assert result.shape == batch.hidden.shape
         for token in some_tokens(tokens):
-            expected = batch.weights[token] @ outputs(of, batch, token)
+            used = wide if provider == WIDE else of
+            expected = batch.weights[token] @ outputs(used, batch, token)
             assert_near(result[token], expected)
 
     return Work(

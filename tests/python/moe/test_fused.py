@@ -450,3 +450,20 @@ def test_refused_by_name(arguments, error, message, backend, tiled, monkeypatch)
         monkeypatch.setattr(module, "MOST", 1)
     with pytest.raises(error, match=re.escape(message)):
         fused_moe(**{"backend": backend} | GIVEN | arguments)
+
+
+@pytest.mark.gpu
+def test_a_captured_graph_takes_new_tokens():
+    """Nothing waits for the device, or there would be no graph."""
+    of = Layer(*(x.cuda() for x in layer(33, shared=6)))
+    call = torch.no_grad()(lambda: moe(*of))
+    call()  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = call()
+    for seed in range(1, 4):
+        new = layer(33, shared=6, padding=0.2, seed=seed)
+        for mine, theirs in zip(of, new, strict=True):
+            mine.copy_(theirs)
+        graph.replay()
+        assert_bits(got, call())
