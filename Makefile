@@ -18,10 +18,15 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 play: setup
 	$(BIN)/triselect play
 
-# Triton's interpreter must be switched on before a kernel is defined: a process of its own.
+# Triton's interpreter must be switched on before a kernel is defined: a process of its own. It takes
+# one core; the rest runs meanwhile, and its output follows.
+LOG := $(VENV)/test.log
 test: setup
-	TRITON_INTERPRET=1 $(BIN)/pytest -m "interpret and not slow"
-	$(BIN)/pytest -m "not slow and not interpret and not compile_gate"
+	@$(BIN)/pytest -m "not slow and not interpret and not compile_gate" >$(LOG) 2>&1 & rest=$$!; \
+	  TRITON_INTERPRET=1 $(BIN)/pytest -m "interpret and not slow"; interpreted=$$?; \
+	  tail -n +1 -f --pid=$$rest $(LOG) 2>/dev/null; shown=$$?; wait $$rest; code=$$?; \
+	  test $$shown = 0 || cat $(LOG); \
+	  test $$code = 0 && exit $$interpreted
 
 test-full: setup gate
 	TRITON_INTERPRET=1 HYPOTHESIS_PROFILE=thorough $(BIN)/pytest -q -m interpret

@@ -15,7 +15,7 @@ except ImportError:  # files that draw examples skip themselves
 else:
     settings.register_profile("dev", deadline=None, max_examples=100)
     settings.register_profile(
-        "ci", deadline=None, max_examples=100, derandomize=True, database=None, print_blob=True
+        "ci", deadline=None, max_examples=50, derandomize=True, database=None, print_blob=True
     )
     settings.register_profile("brief", settings.get_profile("ci"), max_examples=20)
     settings.register_profile("thorough", deadline=None, max_examples=2000)
