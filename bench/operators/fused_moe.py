@@ -34,7 +34,8 @@ OPERATOR = "grouped_swiglu_up"
 PANGU = Sizes("Pangu Pro", 5120, 1344, 64)
 THEIRS = ("eager", "batched_mm", "grouped_mm")
 WIDE = "bfloat16 (ours)"
-COPIED = 6 * 2**30  # bytes of weights that batched_mm may copy: it does so for every token
+LONG = 1024  # tokens above which a call takes seconds on a CPU: fewer of them are compared
+COPIED = 2**30  # bytes of weights that batched_mm may copy: it does so for every token
 
 
 def by_grouped_mm(batch: Batch, gate_up: Tensor, down: Tensor) -> Tensor:
@@ -111,6 +112,9 @@ def build(
         if calls.pop("transformers batched_mm" if copied > COPIED else "", None):
             reason = f"it would copy {copied / 1e9:.0f} GB of weights"
             unavailable["transformers batched_mm"] = reason
+        if device == "cpu" and tokens > LONG:
+            del calls["eager"]
+            compiler = None
         if device != "cpu" and calls.pop("transformers eager", None):
             unavailable["transformers eager"] = "it waits for the device"
         if compiler is None:
