@@ -15,6 +15,7 @@ from torch.nn.functional import silu
 
 import triselect
 from bench.device.records import OURS
+from bench.moe_peers import PEERS, grouped, installed
 from bench.operators.grouped_swiglu import (
     SMALLER,
     TINIEST,
@@ -40,16 +41,11 @@ COPIED = 2**30  # bytes of weights that batched_mm may copy: it does so for ever
 
 def by_grouped_mm(batch: Batch, gate_up: Tensor, down: Tensor) -> Tensor:
     """As one writes it from torch operators: sorted copies, two grouped products, a sum."""
-    ordered, order = batch.experts.flatten().sort(stable=True)
-    top_k = batch.experts.shape[1]
-    experts = torch.arange(1, len(gate_up) + 1, device=order.device, dtype=ordered.dtype)
-    ends = torch.searchsorted(ordered, experts).int()
+    order, ends = by_expert = grouped(batch.experts, len(gate_up))
     grouped_mm = torch.nn.functional.grouped_mm
-    both = grouped_mm(batch.hidden[order // top_k], gate_up.mT, offs=ends)
-    gate, up = both.chunk(2, -1)
-    y = grouped_mm(silu(gate) * up, down.mT, offs=ends)
-    y = y * batch.weights.flatten()[order, None]
-    return y[order.argsort()].unflatten(0, (-1, top_k)).sum(1).to(batch.hidden.dtype)
+    rows = batch.hidden[order // batch.experts.shape[1]]
+    gate, up = grouped_mm(rows, gate_up.mT, offs=ends).chunk(2, -1)
+    return by_expert.summed(grouped_mm(silu(gate) * up, down.mT, offs=ends), batch)
 
 
 def of_transformers(sizes: Sizes, of: Weights) -> dict[str, Callable[[Batch], Tensor]]:
@@ -94,7 +90,7 @@ def build(
     wide = of
     if stored is not dtype:
         reason = "it has no product with weights of 8 bits and scales"
-        unavailable = dict.fromkeys([*theirs, "torch.grouped_mm", "torch.compile"], reason)
+        unavailable = dict.fromkeys([*theirs, *PEERS, "torch.grouped_mm", "torch.compile"], reason)
         wide = weights(sizes, dtype, device)
         calls[WIDE] = lambda batch: fused_moe(
             batch.hidden, triselect.Routing(batch.weights, batch.experts), wide.gate_up, wide.down
@@ -112,6 +108,9 @@ def build(
         if calls.pop("transformers batched_mm" if copied > COPIED else "", None):
             reason = f"it would copy {copied / 1e9:.0f} GB of weights"
             unavailable["transformers batched_mm"] = reason
+        peers, missing = installed(of.gate_up, of.down, turns.now[0])
+        calls |= peers
+        unavailable |= missing
         if device == "cpu" and tokens > LONG:
             del calls["eager"]
             compiler = None
