@@ -23,6 +23,11 @@ def native_extension() -> dict:
     class OptionalBuild(BuildExtension):
         """A failed build leaves the extension out; `triselect env` then says how to get it."""
 
+        def finalize_options(self) -> None:
+            super().finalize_options()
+            # Objects stay: the next build compiles what changed, an editable one or a wheel.
+            self.build_temp = os.path.join("build", "native")
+
         def run(self) -> None:
             try:
                 super().run()
