@@ -119,12 +119,33 @@ def calibrate(
     if recall is not None and samples is not None:
         measured = _measured(found, samples, top_k, chunk)
         size = measured.smallest(recall)
+    return _cut(found, size, layout, k_moments, method, measured)
+
+
+def fit(
+    layout: Layout, queries: Moments, keys: Moments, dim: int | None, method: Method
+) -> Compressor:
+    """By any method but the gradient's, from moments alone."""
+    size = _size(dim, layout)
+    _must_have_tokens(queries.count, keys.count)
+    return _cut(_factors(method, queries, keys), size, layout, keys, method, None)
+
+
+def _cut(
+    found: Factors,
+    size: int,
+    layout: Layout,
+    keys: Moments,
+    method: Method,
+    measured: Curve | None,
+) -> Compressor:
+    """The first `size` rows of the maps."""
     query, key = found.query[:size], found.key[:size]
     return Compressor(
         query.float(),
         key.float(),
         **layout._asdict(),
-        key_bias=(-key @ k_moments.mean).float() if method == "centered" else None,
+        key_bias=(-key @ keys.mean).float() if method == "centered" else None,
         method=method,
         curve=measured,
     )
