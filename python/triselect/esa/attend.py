@@ -87,7 +87,7 @@ def attend(
     torch.Size([1, 100, 4, 8])
     """
     _validate(q, k, v, cache, layer, rotary, padding)
-    config = cache.config.of_layer(layer)
+    config = cache.of_layer(layer)
     compressor = cache.compressor(layer, q, k)
     parts = []
     for i in range(0, q.shape[1], config.chunk):

@@ -94,6 +94,7 @@ class Cache:
         self._storage: Storage | None = None  # on the device
         self._host: Contiguous | None = None  # keys and values, where they are offloaded
         self._hot: dict[int, Hot] = {}
+        self._configs: dict[int, Config] = {}
         self._maps: dict[int, Compressor] = {}
         self._chunk: tuple[object, Chunk] | None = None
         self._rows: tuple[Chunk, Tensor] | None = None
@@ -111,6 +112,12 @@ class Cache:
     def layers(self) -> list[int]:
         """The layers that have tokens."""
         return sorted(self._lengths)
+
+    def of_layer(self, layer: int) -> Config:
+        """The settings of a layer."""
+        if layer not in self._configs:
+            self._configs[layer] = self.config.of_layer(layer)
+        return self._configs[layer]
 
     def truncate(self, lengths: int | Sequence[int]) -> None:
         """Forget what comes behind the first tokens, so many of each sequence."""
@@ -155,7 +162,7 @@ class Cache:
 
     def chunk(self, layer: int, like: Tensor, padding: Sequence[int] | None) -> Chunk:
         """Where the tokens of ``like (B, C, ...)`` belong; layers of the same settings share it."""
-        config = self.config.of_layer(layer)
+        config = self.of_layer(layer)
         batch, count = like.shape[:2]
         lengths = self._of(layer, batch, config)
         of = tuple(padding) if padding is not None and any(padding) else None
@@ -166,7 +173,7 @@ class Cache:
 
     def compressor(self, layer: int, q: Tensor, k: Tensor) -> Compressor | None:
         """That of a layer with queries `q` and keys `k`, ``(B, C, heads, D)``, ready for use."""
-        config = self.config.of_layer(layer)
+        config = self.of_layer(layer)
         if config.scorer == "exact":
             return None
         if layer not in self._maps:
@@ -245,7 +252,7 @@ class Cache:
 
     def _add_compressed(self, layer: int, k: Tensor, of: Compressor) -> None:
         assert self._storage is not None
-        dtype = self.config.of_layer(layer).key_dtype or k.dtype
+        dtype = self.of_layer(layer).key_dtype or k.dtype
         self._storage.add((layer, "compressed"), k, (of.dim,), dtype)
         if dtype in EIGHT_BITS:
             self._storage.add((layer, "scale"), k, (), torch.float32)

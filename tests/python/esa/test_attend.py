@@ -203,12 +203,12 @@ def test_a_smaller_part_of_a_compressor():
 
 
 def test_rotation():
-    x = torch.randn(2, 5, 3, 8)
+    x = torch.randn(2, 5, 3, 8, generator=torch.Generator().manual_seed(0))
     rotary = Rotary.of(8, base=50.0)
     places = torch.tensor([[3, 4, 5, 6, 7], [0, 1, 2, 3, 4]])
     for b in range(2):
         wanted = rotate(x[b].double().numpy(), places[b].numpy(), rotary.inv_freq.double().numpy())
-        torch.testing.assert_close(rotary.rotate(x, places)[b].double(), torch.tensor(wanted))
+        torch.testing.assert_close(rotary.rotate(x, places)[b], torch.tensor(wanted).float())
     cos, sin = rotary.table(7)
     torch.testing.assert_close(cos[6], (6 * rotary.inv_freq).cos())
     torch.testing.assert_close(sin[6], (6 * rotary.inv_freq).sin())
