@@ -1,7 +1,6 @@
 """A round of LoPA, by part: what it costs beside the model that it runs.
 
-Ours is the round; the others are its parts alone, so that "model" at 0.95x leaves 5 % to the rest,
-and the same round without lookaheads.
+Ours is the round; its parts are timed alone, and beside it the same round without lookaheads.
 """
 
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from bench.registry import ROTATED, Case, Small, Work
 from triselect import lopa
 from triselect.lopa import decoder as module
 from triselect.models.masked_diffusion import MaskedDiffusion
+from triselect.report.results_operators import PART
 
 OPERATORS = ("spawn", "token_confidence", "commit")
 OPERATOR = OPERATORS[0]  # whose backend is named for all
@@ -65,13 +65,13 @@ def build(kind: str, lookaheads: int, device: str, compiler: str | None) -> Work
 
     calls = {
         OURS: at(lambda i: decoder.step(states[i])),
-        "model": at(lambda i: decoder._logits(states[i], branches[i])),
+        PART + "model": at(lambda i: decoder._logits(states[i], branches[i])),
         "no lookaheads": at(lambda i: decoder.step(states[i], 0)),
-        "spawn": at(lambda i: decoder._spawn(states[i], lookaheads)),
-        "token_confidence": at(
+        PART + "spawn": at(lambda i: decoder._spawn(states[i], lookaheads)),
+        PART + "token_confidence": at(
             lambda i: decoder._confidence(logits[i], branches[i].asked, states[i])
         ),
-        "commit": at(lambda i: decoder._commit(states[i], branches[i], new[i])),
+        PART + "commit": at(lambda i: decoder._commit(states[i], branches[i], new[i])),
     }
 
     def verify(provider: str, result: Any) -> None:

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("jinja2")
 pytest.importorskip("plotly")
 
-from triselect.report import machine, results
+from triselect.report import machine, results, results_operators
 from triselect.report.page import render
 
 
@@ -106,6 +106,18 @@ def test_other_operators_have_a_table_each(measured: Path) -> None:
         [results.load(measured)]
     )
     assert limit.rows
+
+
+def test_parts_of_ours_are_shares_and_not_rivals() -> None:
+    timing = {"p20": 4.0, "p50": 5.0, "p80": 6.0, "samples": 9}
+    case = {"label": "a round", "dtype": "int32", "backend": "native", "op": "round", "sizes": {}}
+    others = {"of it: model": 4.0, "of it: the rest": 0.02, "eager": 10.0}
+    providers = {"triselect": timing} | {n: timing | {"p50": t} for n, t in others.items()}
+    (table,) = results_operators.tables([case | {"providers": providers}])
+    assert table.rows[0][-3:] == ("80 %", "0.40 %", "2.00×")
+    assert (
+        table.caption == "round. Against eager: 2.00× in geometric mean of 1 cases, 0 of them lost."
+    )
 
 
 def test_merging_twice_is_merging_once(measured: Path) -> None:
