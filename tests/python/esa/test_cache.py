@@ -111,6 +111,24 @@ def test_pages_that_were_given_back_are_used_again():
     assert cache._storage.room == 4
 
 
+@PAGES
+def test_texts_are_cut_to_different_lengths(page_size):
+    q, k, v = text(24, batch=2)
+    cache = fresh(page_size)
+    attend(q, k, v, cache, 0)
+    cache.truncate([6, 24])
+    new = text(30, batch=2, seed=3)
+    found = read(*new, cache, cut(30, 6))
+    for b, kept in enumerate((6, 24)):
+        alone = fresh(page_size)
+        whole = [
+            torch.cat((x[b : b + 1, :kept], y[b : b + 1]), 1)
+            for x, y in zip((q, k, v), new, strict=True)
+        ]
+        wanted = read(*whole, alone, [*cut(kept, 8), *cut(30, 6)])
+        torch.testing.assert_close(found[b : b + 1], wanted[:, kept:])
+
+
 def test_cleared_it_takes_another_batch():
     cache = fresh()
     attend(*text(9), cache, 0)
@@ -140,6 +158,24 @@ def test_offloaded_it_is_the_same(positions, batch):
         cache.truncate(30)
     again = [x[:, 30:] for x in (q, k, v)]
     assert torch.equal(read(*again, on_host, [8, 8, 8, 6]), read(*again, here, [8, 8, 8, 6]))
+
+
+def test_offloaded_texts_of_different_lengths_that_change_places():
+    q, k, v = text(60, batch=3)
+    maps = compressors(q, k, 6)
+    caches = [
+        Cache(Config(**SMALL), compressors=maps, capacity=60, offload=n) for n in (3 * 22, None)
+    ]
+    outs = []
+    for cache in caches:
+        part = [x[:, :30] for x in (q, k, v)]
+        outs += [attend(*part, cache, 0, padding=[0, 25, 14])[:, 29:]]
+        outs += [read(*(x[:, 30:45] for x in (q, k, v)), cache, [1] * 15)]
+        cache.select([2, 0, 1])
+        outs += [read(*(x[:, 45:] for x in (q, k, v)), cache, [1] * 15)]
+        assert cache.lengths == [46, 60, 35]
+    for on_host, here in zip(outs[:3], outs[3:], strict=True):
+        assert torch.equal(on_host, here)
 
 
 def test_offloaded_the_device_holds_what_was_read_last():
