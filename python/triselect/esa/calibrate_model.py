@@ -149,7 +149,7 @@ def _layers(model: nn.Module, position: int) -> list[_Layer]:
             "model must have one module with the inv_freq of its rotary positions, "
             f"{type(model).__name__} has {len(rotaries)}"
         )
-    rotary = Rotary(rotaries[0].inv_freq, getattr(rotaries[0], "attention_scaling", 1.0))
+    rotary = Rotary(rotaries[0].inv_freq)  # YaRN's factor would change no order of scores
     for attention in attentions:
         if attention.head_dim != 2 * len(rotary.inv_freq):
             raise ValueError(

@@ -12,6 +12,7 @@ class Hot:
     device once for every call.
     """
 
+    @torch.inference_mode(False)  # so that it can be written to in any mode
     def __init__(self, slots: int, batch: int, k: Tensor) -> None:
         self.k, self.v = (k.new_empty(slots, 1, *k.shape[2:]) for _ in range(2))
         self.owner = torch.full((slots,), -1)  # batch * N + token, by slot
@@ -53,6 +54,7 @@ class Hot:
         self.read.fill_(-1)
         self.table = self.table[:, :0]
 
+    @torch.inference_mode(False)
     def _widen(self, width: int) -> None:
         if width > self.table.shape[1]:
             old = self.table.shape[1]

@@ -28,7 +28,7 @@ class Contiguous:
     def add(self, key: Hashable, like: Tensor, tail: tuple[int, ...], dtype: torch.dtype) -> None:
         if not self.columns:
             self.room = max(self.room, _tokens(self.capacity, self.batch, like, tail, dtype))
-        self.columns[key] = like.new_empty((self.batch, self.room, *tail), dtype=dtype)
+        self.columns[key] = _empty(like, (self.batch, self.room, *tail), dtype)
 
     def cover(self, ends: Sequence[int], used: Sequence[int]) -> None:
         """Make room up to these places; up to `used` there are tokens."""
@@ -37,7 +37,7 @@ class Contiguous:
             return
         self.room = max(end, 2 * self.room if self.columns else 0)
         for key, old in self.columns.items():
-            new = old.new_empty((self.batch, self.room, *old.shape[2:]))
+            new = _empty(old, (self.batch, self.room, *old.shape[2:]))
             new[:, : max(used)] = old[:, : max(used)]
             self.columns[key] = new
 
@@ -57,7 +57,7 @@ class Contiguous:
         """Sequences `rows`, of which there are tokens up to `lengths`."""
         used = max(lengths, default=0)
         for key, old in self.columns.items():
-            new = old.new_empty((len(rows), *old.shape[1:]))
+            new = _empty(old, (len(rows), *old.shape[1:]))
             new[:, :used] = old[list(rows), :used]
             self.columns[key] = new
         self.batch = len(rows)
@@ -85,7 +85,7 @@ class Paged:
         if not self.columns:
             tokens = _tokens(self.capacity, self.batch, like, tail, dtype)
             self.room = max(self.room, self.batch * -(-tokens // self.size))
-        self.columns[key] = like.new_empty((self.room, self.size, *tail), dtype=dtype)
+        self.columns[key] = _empty(like, (self.room, self.size, *tail), dtype)
 
     def cover(self, ends: Sequence[int], used: Sequence[int]) -> None:
         for pages, end in zip(self.pages, ends, strict=True):
@@ -93,7 +93,7 @@ class Paged:
         if len(self.users) > self.room:
             self.room = max(len(self.users), 2 * self.room if self.columns else 0)
             for key, old in self.columns.items():
-                self.columns[key] = old.new_empty((self.room, *old.shape[1:]))
+                self.columns[key] = _empty(old, (self.room, *old.shape[1:]))
                 self.columns[key][: len(old)] = old
 
     def rows(self, places: Tensor) -> Tensor:
@@ -167,6 +167,12 @@ class Paged:
 
 
 Storage = Contiguous | Paged
+
+
+def _empty(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
+    """Also where it is called in inference mode, a tensor that can be written to outside."""
+    with torch.inference_mode(False):
+        return like.new_empty(shape, dtype=dtype)
 
 
 def _row_bytes(tail: tuple[int, ...], dtype: torch.dtype) -> int:

@@ -12,6 +12,9 @@ if int(transformers.__version__.split(".")[0]) < 5:
         "pip install 'triselect[hf]'"
     )
 
+from triselect.hf.enable_esa import disable_esa, enable_esa
+from triselect.hf.esa_cache import EsaCache
+from triselect.hf.esa_enabled import EsaEnabled
 from triselect.hf.use_experts import ExpertsInUse, use_experts
 
-__all__ = ["ExpertsInUse", "use_experts"]
+__all__ = ["EsaCache", "EsaEnabled", "ExpertsInUse", "disable_esa", "enable_esa", "use_experts"]
