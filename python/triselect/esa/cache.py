@@ -133,7 +133,7 @@ class Cache:
             if storage is not None:
                 storage.truncate(self.lengths)
         for hot in self._hot.values():
-            hot.forget()
+            hot.forget(self.lengths)
 
     def select(self, rows: Sequence[int]) -> None:
         """Go on with sequences `rows` of the batch: some of them, in another order, or copies."""

@@ -1,5 +1,7 @@
 """`Hot`: tokens of a cache on the host that are on the device too: those that were read last."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -48,11 +50,13 @@ class Hot:
             self.fetched += len(missing)
         return self.table.to(self.k.device)
 
-    def forget(self) -> None:
-        """Places have other tokens now."""
-        self.owner.fill_(-1)
-        self.read.fill_(-1)
-        self.table = self.table[:, :0]
+    def forget(self, lengths: Sequence[int]) -> None:
+        """Of each sequence, all but so many first tokens."""
+        width = max(1, self.table.shape[1])
+        keep = torch.tensor(lengths)[self.owner // width]  # of free slots anything
+        gone = (self.owner >= 0) & (self.owner % width >= keep)
+        self.table.view(-1)[self.owner[gone]] = -1
+        self.owner[gone] = self.read[gone] = -1
 
     @torch.inference_mode(False)
     def _widen(self, width: int) -> None:

@@ -193,6 +193,19 @@ def test_offloaded_the_device_holds_what_was_read_last():
     assert caches[0].nbytes() < plain.nbytes() / 4
 
 
+def test_what_remains_of_a_text_stays_on_the_device():
+    q, k, v = text(60)
+    cache = Cache(Config(**SMALL), compressors=compressors(q, k, 6), capacity=60, offload=24)
+    here = fresh()
+    for one in (cache, here):
+        read(q, k, v, one, cut(60, 8))
+        one.truncate(58)
+    before = cache._hot[0].fetched
+    last = text(1, seed=4)
+    assert torch.equal(attend(*last, cache, 0), attend(*last, here, 0))
+    assert cache._hot[0].fetched - before <= 1 + 6  # the new one, and what it selects
+
+
 def test_the_host_keeps_what_the_device_forgets():
     q, k, v = text(64)
     cache = Cache(Config(**SMALL), compressors=compressors(q, k, 6), capacity=64, offload=22)
