@@ -1,30 +1,35 @@
 """Memory of a decoding step at the end of a long text: `python -m bench.esa_memory [TOKENS...]`.
 
-A process for each way and length, whose peak is compared with what it holds before it makes its
-cache; the model and its sizes are those of `operators/esa_generate.py`.
+A process for each way and length; what its memory grows by at most, from before it fills its cache
+until it has decoded. The model and its sizes are those of `operators/esa_generate.py`. Linux only.
 """
 
-import resource
 import subprocess
 import sys
+from pathlib import Path
 
 from bench.operators.esa_generate import ALL, HOST, SIZES, steps
 
 TOKENS = (8192, 32768, 131072)
 
 
-def peak() -> int:
-    """Of this process, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+PROCESS = Path("/proc/self")
+
+
+def status(field: str) -> int:
+    """Of this process, in MB: VmRSS, what it holds, or VmHWM, the most that it held."""
+    text = (PROCESS / "status").read_text()
+    return int(text.partition(f"{field}:")[2].split()[0]) // 1024
 
 
 def measure(provider: str, tokens: int) -> int:
-    makers = steps(SIZES, tokens, "cpu")
-    before = peak()
-    step = makers[provider]()
+    make = steps(SIZES, tokens, "cpu")[provider]
+    (PROCESS / "clear_refs").write_text("5")  # the most that it held so far is forgotten
+    before = status("VmRSS")
+    step = make()
     for _ in range(3):
         step()
-    return peak() - before
+    return status("VmHWM") - before
 
 
 def main() -> None:

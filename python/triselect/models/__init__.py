@@ -8,14 +8,21 @@ from triselect.models.byte_moe import (
     router_logits,
 )
 from triselect.models.pangu_moe import PANGU_PRO, PanguMoE, PanguMoEConfig
+from triselect.models.recall import RecallConfig, RecallModel, load_recall
+from triselect.models.recall_task import Episodes, episodes
 
 __all__ = [
     "PANGU_PRO",
     "ByteMoE",
     "ByteMoEConfig",
+    "Episodes",
     "PanguMoE",
     "PanguMoEConfig",
+    "RecallConfig",
+    "RecallModel",
     "RouterLogits",
+    "episodes",
     "load_byte_moe",
+    "load_recall",
     "router_logits",
 ]

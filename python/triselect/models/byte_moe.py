@@ -5,7 +5,9 @@ plain top-k; `examples/train_byte_moe.py` made them.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +18,9 @@ from torch import Tensor, nn
 from triselect.ops import grouped_topk
 from triselect.optional import safetensors
 
+# (layer, queries (B, T, heads, head_dim), keys and values (B, T, kv_heads, head_dim)), all before
+# RoPE, to what attention gives the queries.
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 BYTES = 256
 WEIGHTS = Path(__file__).with_name("byte_moe.safetensors")
 ROUTER_LOGITS = Path(__file__).with_name("router_logits.safetensors")
@@ -104,11 +109,16 @@ class Attention(nn.Module):
             q, k = rotate(q, self.config.rope_theta), rotate(k, self.config.rope_theta)
         return q, k
 
-    def forward(self, x: Tensor) -> Tensor:
-        q, k = self.queries_and_keys(x)
+    def forward(
+        self, x: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """Full causal attention, or what `attend` makes of queries, keys and values."""
+        q, k = self.queries_and_keys(x, rotated=attend is None)
         v = self._heads(self.v(x))
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        return self.out(out.transpose(1, 2).flatten(2))
+        if attend is None:
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+            return self.out(out.transpose(1, 2).flatten(2))
+        return self.out(attend(*(y.transpose(1, 2) for y in (q, k, v))).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
@@ -159,8 +169,10 @@ class Layer(nn.Module):
         self.moe_norm = nn.RMSNorm(config.width, eps=1e-5)
         self.moe = MoE(config)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = x + self.attention(self.attention_norm(x))
+    def forward(
+        self, x: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        x = x + self.attention(self.attention_norm(x), attend)
         out, router_logits, experts = self.moe(self.moe_norm(x).flatten(0, 1))
         return x + out.view_as(x), router_logits, experts
 
@@ -203,16 +215,21 @@ class ByteMoE(nn.Module):
                     std = 1.0
                 nn.init.normal_(parameter, std=std)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Logits ``(B, T, 256)`` of the byte after every position of integers ``tokens (B, T)``."""
-        return self.trace(tokens).logits
+    def forward(self, tokens: Tensor, attention: Attend | None = None) -> Tensor:
+        """Logits ``(B, T, 256)`` of the byte after every position of integers ``tokens (B, T)``.
 
-    def trace(self, tokens: Tensor) -> Trace:
+        With an `attention` that remembers, such as `triselect.esa.attend` with a cache, the text
+        may come in chunks.
+        """
+        return self.trace(tokens, attention).logits
+
+    def trace(self, tokens: Tensor, attention: Attend | None = None) -> Trace:
         """A forward pass that also returns every layer's router logits and chosen experts."""
         x = self._embed(tokens)
         router_logits, experts = [], []
-        for layer in self.layers:
-            x, layer_logits, layer_experts = layer(x)
+        for i, layer in enumerate(self.layers):
+            attend = None if attention is None else partial(attention, i)
+            x, layer_logits, layer_experts = layer(x, attend)
             router_logits.append(layer_logits)
             experts.append(layer_experts)
         return Trace(self.head(self.norm(x)), tuple(router_logits), tuple(experts))

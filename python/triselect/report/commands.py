@@ -20,6 +20,7 @@ class Playground(StrEnum):
     """Guided runs, by system."""
 
     moe = "moe"
+    esa = "esa"
 
 
 @app.command()
@@ -42,17 +43,27 @@ def play(
     what: Annotated[
         Playground | None, typer.Argument(help="A guided run; all of them by default.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("report.html"),
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Where the report goes; of all guided runs, one for each: report-esa.html"
+        ),
+    ] = Path("report.html"),
     quick: Annotated[
-        bool, typer.Option("--quick", help="Leave out torch.compile and the large batches.")
+        bool,
+        typer.Option(
+            "--quick", help="Leave out torch.compile, the large batches and the longest texts."
+        ),
     ] = False,
 ) -> None:
     """Run an accelerator on real data, step by step, and write a report."""
-    from triselect.report import play_moe
+    from triselect.report import play_esa, play_moe
 
     _must_be_writable(out)
-    # `what` picks among guided runs, of which there is one.
-    play_moe.play(console, out, quick=quick)
+    guided = {Playground.moe: play_moe.play, Playground.esa: play_esa.play}
+    for name in Playground if what is None else (what,):
+        page = out if what else out.with_stem(f"{out.stem}-{name}")
+        guided[name](console, page, quick=quick)
 
 
 @app.command()

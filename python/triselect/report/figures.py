@@ -40,7 +40,7 @@ ROUTINGS = {
 
 def speed(found: Sequence[Speed]) -> go.Figure:
     """Microseconds per call over tokens, both logarithmic; bars span p20 to p80."""
-    figure = _figure(height=400, right=136)
+    figure = blank(height=400, right=136)
     ends = {}
     for name, (label, colour, width, dash) in PROVIDERS.items():
         rows = [row for row in found if name in row.timings]
@@ -67,15 +67,15 @@ def speed(found: Sequence[Speed]) -> go.Figure:
         ends[label] = (log10(timings[-1].p50), colour)
     values = [t.p50 for row in found for n, t in row.timings.items() if n in PROVIDERS]
     span = log10(max(values) / min(values))
-    _labels_at_the_right(figure, ends, gap=span / 14)
-    _batch_sizes(figure, [row.tokens for row in found], "tokens per call")
+    labels_at_the_right(figure, ends, gap=span / 14)
+    token_counts(figure, [row.tokens for row in found], "tokens per call")
     figure.update_yaxes(type="log", title_text="µs per call", dtick=1, tickformat=",")
     return figure
 
 
 def imbalance(loads: Sequence[Load]) -> go.Figure:
     """Mean imbalance score over the batch size; bands from the 10th to the 90th percentile."""
-    figure = _figure(height=400, right=140)
+    figure = blank(height=400, right=140)
     ends = {}
     for load in loads:
         label, colour, dash = ROUTINGS[load.routing]
@@ -102,8 +102,8 @@ def imbalance(loads: Sequence[Load]) -> go.Figure:
         )
         ends[label] = (load.imbalance[-1].mean, colour)
     top = max(row.p90 for load in loads for row in load.imbalance)
-    _labels_at_the_right(figure, ends, gap=top / 14)
-    _batch_sizes(figure, [row.tokens for row in loads[0].imbalance], "tokens in the batch")
+    labels_at_the_right(figure, ends, gap=top / 14)
+    token_counts(figure, [row.tokens for row in loads[0].imbalance], "tokens in the batch")
     figure.update_yaxes(title_text="imbalance score", rangemode="tozero")
     return figure
 
@@ -111,7 +111,7 @@ def imbalance(loads: Sequence[Load]) -> go.Figure:
 def device_load(loads: Sequence[Load]) -> go.Figure:
     """Each device's share of one batch, three routings above one another, 1 = the mean."""
     shown = [load for load in loads if load.routing != "simulated"]
-    figure = _figure(height=130 * len(shown) + 60, right=12)
+    figure = blank(height=130 * len(shown) + 60, right=12)
     gap = 0.36 / len(shown)
     for i, load in enumerate(shown):
         label, colour, _ = ROUTINGS[load.routing]
@@ -162,7 +162,7 @@ def device_load(loads: Sequence[Load]) -> go.Figure:
 
 def trade(loads: Sequence[Load], tokens: int) -> go.Figure:
     """What balance costs: imbalance against the devices that a token must be sent to."""
-    figure = _figure(height=320, right=24)
+    figure = blank(height=320, right=24)
     highest = 0.0
     for load in loads:
         if load.routing == "simulated":
@@ -205,7 +205,7 @@ def training_imbalance(trained: Sequence[Trained]) -> go.Figure:
 
 def _over_steps(trained: Sequence[Trained], value: Callable[[Record], float]) -> go.Figure:
     """A line per run; those of the shipped models are the thick ones."""
-    figure = _figure(height=360, right=24)
+    figure = blank(height=360, right=24)
     for each in trained:
         label, colour, _ = ROUTINGS[each.load.routing]
         for run in each.runs:
@@ -225,7 +225,8 @@ def _over_steps(trained: Sequence[Trained], value: Callable[[Record], float]) ->
     return figure
 
 
-def _figure(*, height: int, right: int) -> go.Figure:
+def blank(*, height: int, right: int) -> go.Figure:
+    """A figure in the style of the page, to be filled."""
     figure = go.Figure()
     figure.update_layout(
         height=height,
@@ -244,7 +245,7 @@ def _figure(*, height: int, right: int) -> go.Figure:
     return figure
 
 
-def _labels_at_the_right(figure: go.Figure, ends: dict[str, tuple[float, str]], gap: float) -> None:
+def labels_at_the_right(figure: go.Figure, ends: dict[str, tuple[float, str]], gap: float) -> None:
     """Names beside the last points, from the lowest up, moved apart where they would overlap."""
     lowest = float("-inf")
     for label, (y, colour) in sorted(ends.items(), key=lambda item: item[1][0]):
@@ -265,6 +266,7 @@ def _labels_at_the_right(figure: go.Figure, ends: dict[str, tuple[float, str]], 
         )
 
 
-def _batch_sizes(figure: go.Figure, counts: Sequence[int], title: str) -> None:
+def token_counts(figure: go.Figure, counts: Sequence[int], title: str) -> None:
+    """A logarithmic axis of these numbers."""
     text = [f"{n // 1024}k" if n >= 1024 and n % 1024 == 0 else str(n) for n in counts]
     figure.update_xaxes(type="log", title_text=title, tickvals=counts, ticktext=text)

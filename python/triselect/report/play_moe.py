@@ -34,7 +34,7 @@ TOKENS = (1, 16, 256, 4096, 16384)
 def play(console: Console, out: Path, *, quick: bool = False) -> Path:
     """Run, tell, and write the page `out`. Quick leaves out what takes long, and says so."""
     console.print()
-    _tell(
+    terminal.tell(
         console,
         "[bold]Grouped top-k routing[/]",
         "A mixture-of-experts model sends each token to a few of its experts. Which ones is the "
@@ -65,14 +65,9 @@ def play(console: Console, out: Path, *, quick: bool = False) -> Path:
     return out
 
 
-def _tell(console: Console, title: str, prose: str) -> None:
-    console.print(f"\n  {title}")
-    console.print(Padding(prose, (0, 2, 1, 2)), width=min(console.width, 92))
-
-
 def _what_runs(console: Console, found: Findings) -> None:
     found.backends, found.choices = capabilities.available(), capabilities.choices()
-    _tell(
+    terminal.tell(
         console,
         "[bold]1 · What can run here[/]",
         "The operator exists several times over, once per kind of machine. Unless you name one, "
@@ -85,7 +80,7 @@ def _what_runs(console: Console, found: Findings) -> None:
 
 def _equality(console: Console, progress: Progress, found: Findings, quick: bool) -> None:
     tokens = 1024 if quick else sample().logits.flatten(0, 2).shape[0]
-    _tell(
+    terminal.tell(
         console,
         "[bold]2 · Is it the same everywhere?[/]",
         f"Every backend routes {found.source}: {tokens:,} tokens, as float32 and as bfloat16. The "
@@ -120,7 +115,7 @@ def _equality(console: Console, progress: Progress, found: Findings, quick: bool
 
 def _speed(console: Console, progress: Progress, found: Findings, quick: bool) -> None:
     counts = TOKENS[:3] if quick else TOKENS
-    _tell(
+    terminal.tell(
         console,
         "[bold]3 · Is it fast?[/]",
         "One call of triselect.grouped_topk against the composition of PyTorch operators that "
@@ -152,7 +147,7 @@ def _speed(console: Console, progress: Progress, found: Findings, quick: bool) -
 
 def _layer(console: Console, progress: Progress, found: Findings, quick: bool) -> None:
     counts = layer.TOKENS[:3] if quick else layer.TOKENS
-    _tell(
+    terminal.tell(
         console,
         "[bold]4 · And the whole layer?[/]",
         "Behind the router come the experts. triselect.fused_moe against the two ways in which "
@@ -165,11 +160,11 @@ def _layer(console: Console, progress: Progress, found: Findings, quick: bool) -
         )
     progress.remove_task(task)
     terminal.show(console, layer_page.table(found.layers))
-    _tell(console, "", layer_page.verdict(found.layers))
+    terminal.tell(console, "", layer_page.verdict(found.layers))
 
 
 def _balance(console: Console, progress: Progress, found: Findings) -> None:
-    _tell(
+    terminal.tell(
         console,
         "[bold]5 · Is it balanced?[/]",
         "Now the devices. 64 experts live on 8 devices, and each token takes 8 experts: the best "
@@ -186,7 +181,7 @@ def _balance(console: Console, progress: Progress, found: Findings) -> None:
         console.print(f"  {load.label}: work of each device, {loads.SHOWN} tokens, 1 = the mean")
         console.print(terminal.bars(load))
     plain, _, balanced, _ = found.loads
-    _tell(
+    terminal.tell(
         console,
         "",
         f"Balance has a price: each token's data goes to {balanced.devices_per_token:.0f} devices, "
@@ -200,7 +195,7 @@ def _trained(console: Console, progress: Progress, found: Findings) -> None:
         found.trained = trained.measure()
     progress.remove_task(task)
     run = found.trained[0].runs[0]
-    _tell(
+    terminal.tell(
         console,
         "[bold]6 · Trained both ways[/]",
         f"The same byte-level model, trained once with plain top-8 and once with balanced routing: "
@@ -209,7 +204,7 @@ def _trained(console: Console, progress: Progress, found: Findings) -> None:
         "routed as it was trained.",
     )
     terminal.show(console, trained_page.table(found.trained))
-    _tell(console, "", trained_page.verdict(found.trained))
+    terminal.tell(console, "", trained_page.verdict(found.trained))
 
 
 def _budgets(console: Console, progress: Progress, found: Findings) -> None:
@@ -217,7 +212,7 @@ def _budgets(console: Console, progress: Progress, found: Findings) -> None:
     with torch.inference_mode():
         found.budgets = budgets.measure()
     progress.remove_task(task)
-    _tell(
+    terminal.tell(
         console,
         "[bold]7 · A budget of experts[/]",
         "A decoding step is as fast as the weights it reads. triselect.limit_experts lets the "

@@ -14,6 +14,12 @@ from triselect.report.loads import Load
 from triselect.report.page import Table
 
 
+def tell(console: Console, title: str, prose: str) -> None:
+    """A paragraph, at a width that reads well."""
+    console.print(f"\n  {title}")
+    console.print(Padding(prose, (0, 2, 1, 2)), width=min(console.width, 92))
+
+
 def show(console: Console, table: Table) -> None:
     """Print a table, losing cells in red."""
     drawn = RichTable(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False)
