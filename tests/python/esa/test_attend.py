@@ -9,39 +9,17 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from triselect.esa import Cache, Config, Rotary, attend, calibrate
+from triselect.esa import Cache, Config, Rotary, attend
 from triselect.ops import backends
 
 from .oracle import esa, rotate
+from .texts import compressors, cut, read, text
 
 hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 CLEAR = 1e-3  # a selection by less than that may come out otherwise in float32
-
-
-def text(tokens, heads=4, groups=2, dim=8, batch=1, seed=0):
-    """Queries, keys and values ``(B, T, heads, D)``."""
-    generator = torch.Generator().manual_seed(seed)
-    shapes = ((heads,), (groups,), (groups,))
-    return [torch.randn(batch, tokens, *n, dim, generator=generator) for n in shapes]
-
-
-def read(q, k, v, cache, chunks, layer=0, **options):
-    """The text in parts of so many tokens."""
-    parts = [x.split(list(chunks), 1) for x in (q, k, v)]
-    return torch.cat(
-        [attend(*part, cache, layer, **options) for part in zip(*parts, strict=True)], 1
-    )
-
-
-def cut(total, size):
-    return [min(size, total - i) for i in range(0, total, size)]
-
-
-def compressors(q, k, dim, **options):
-    return [calibrate(q[0], k[0], dim=dim, **options)]
 
 
 @pytest.mark.parametrize("module", ["attend", "cache", "rotary"])

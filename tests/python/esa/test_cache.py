@@ -7,7 +7,7 @@ import torch
 
 from triselect.esa import Cache, Config, Rotary, attend, calibrate
 
-from .test_attend import compressors, cut, read, text
+from .texts import compressors, cut, read, text
 
 SMALL = {"initial": 2, "local": 5, "top_k": 6, "chunk": 8, "dim": 6}
 PAGES = pytest.mark.parametrize("page_size", [None, 4])

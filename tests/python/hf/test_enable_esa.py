@@ -13,10 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from triselect import esa
-from triselect.hf import EsaCache, disable_esa, enable_esa, use_experts
-
-from .esa_models import (
+from tests.python.hf.esa_models import (
     KINDS,
     MOE,
     ROPES,
@@ -27,6 +24,8 @@ from .esa_models import (
     state,
     tokens,
 )
+from triselect import esa
+from triselect.hf import EsaCache, disable_esa, enable_esa, use_experts
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 GREEDY: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False}

@@ -8,10 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from triselect import BackendUnavailable, esa
-from triselect.hf import disable_esa, enable_esa
-
-from .esa_models import (
+from tests.python.hf.esa_models import (
     MOE,
     SIZES,
     SMALL,
@@ -22,6 +19,8 @@ from .esa_models import (
     state,
     tokens,
 )
+from triselect import BackendUnavailable, esa
+from triselect.hf import disable_esa, enable_esa
 
 pytest.importorskip("transformers", minversion="5.23")
 
