@@ -132,16 +132,6 @@ struct Few {
   int64_t most() const { return pairs ? FEW : FEW_FLOATS; }
 };
 
-bool has_pairs() {
-#if defined(__x86_64__)
-  static const bool has = __builtin_cpu_supports("avx512bf16") &&
-                          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-  return has && isa() == Isa::avx512;
-#else
-  return false;
-#endif
-}
-
 // Stages the rows of `few`, of which `row` gives the place.
 template <class X, class W, class F>
 void stage_few(Few& few, const Weights<W>& weights, const F& row) {

@@ -37,6 +37,16 @@ Isa isa() {
   return value;
 }
 
+bool has_pairs() {
+#if defined(__x86_64__)
+  static const bool has = __builtin_cpu_supports("avx512bf16") &&
+                          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+  return has && isa() == Isa::avx512;
+#else
+  return false;
+#endif
+}
+
 TORCH_LIBRARY_FRAGMENT(triselect, m) {
   m.def("cpu_capability() -> str", [] { return std::string(NAMES[static_cast<int>(isa())]); });
 }

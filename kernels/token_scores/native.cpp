@@ -34,7 +34,8 @@ constexpr int64_t AHEAD = 8192;  // bytes between what is computed with and what
 // All arguments of a call.
 template <class T>
 struct Job {
-  const float* q;  // (B, padded, width): folded, zeros between and behind
+  const float* q;               // (B, padded, width): folded, zeros between and behind
+  const c10::BFloat16* halves;  // the same where chunks are multiplied as pairs, or null
   int64_t padded, width;
   const T* k;
   int64_t k_strides[3];  // block, token, head
@@ -68,6 +69,21 @@ std::vector<float> fold(const at::Tensor& q, int64_t groups, int64_t padded, int
         for (int64_t i = 0; i < dim; ++i) to[i] += static_cast<float>(row[i * q.stride(3)]);
       }
   return folded;
+}
+
+// Queries as they are, zeros between and behind.
+std::vector<c10::BFloat16> halves_of(const at::Tensor& q, int64_t padded, int64_t each) {
+  const int64_t batch = q.size(0), chunk = q.size(1), groups = q.size(2), dim = q.size(3);
+  std::vector<c10::BFloat16> halves(batch * padded * groups * each, c10::BFloat16(0));
+  const auto* from = q.const_data_ptr<c10::BFloat16>();
+  for (int64_t b = 0; b < batch; ++b)
+    for (int64_t c = 0; c < chunk; ++c)
+      for (int64_t g = 0; g < groups; ++g) {
+        const auto* row = from + b * q.stride(0) + c * q.stride(1) + g * q.stride(2);
+        auto* to = halves.data() + ((b * padded + c) * groups + g) * each;
+        for (int64_t i = 0; i < dim; ++i) to[i] = row[i * q.stride(3)];
+      }
+  return halves;
 }
 
 template <class T>
@@ -123,6 +139,11 @@ at::Tensor token_scores(const at::Tensor& queries, const at::Tensor& keys, const
   const PerSequence number("num_queries", num_queries, chunk, batch, chunk, "the queries of q");
   at::Tensor scores = empty({batch, tokens}, at::kFloat);
   const int64_t each = (dim + 15) / 16 * 16, padded = (chunk + 3) / 4 * 4;
+  // Queries that are added up over heads have more bits than a pair keeps.
+  const bool pairs = chunk > 1 && q.size(2) == groups && q.scalar_type() == at::kBFloat16 &&
+                     k.scalar_type() == at::kBFloat16 && has_pairs();
+  std::vector<c10::BFloat16> halves;
+  if (pairs) halves = halves_of(q, padded, each);
   std::vector<float> folded;
   with_floats("q", q, [&](auto* data) {
     folded =
@@ -131,6 +152,7 @@ at::Tensor token_scores(const at::Tensor& queries, const at::Tensor& keys, const
   const auto run_with = [&](auto* data) {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(data)>>;
     Job<T> job{folded.data(),
+               pairs ? halves.data() : nullptr,
                padded,
                groups * each,
                data,
