@@ -118,7 +118,7 @@ def _chunk(
     backend: str,
 ) -> Tensor:
     of = _rotated(q, k, at, config, rotary)
-    cache.store(layer, at, of.k, v, k, compressor)
+    cache.store(layer, at, of.k, v, k, compressor, backend)
     num_initial, index = at.far, at.start.new_empty(len(q), 0)  # all of them, as if initial
     if at.most > config.top_k:
         num_initial = min(config.initial, at.far)

@@ -186,7 +186,14 @@ class Cache:
         return self._maps[layer]
 
     def store(
-        self, layer: int, at: Chunk, k: Tensor, v: Tensor, unrotated: Tensor, of: Compressor | None
+        self,
+        layer: int,
+        at: Chunk,
+        k: Tensor,
+        v: Tensor,
+        unrotated: Tensor,
+        of: Compressor | None,
+        backend: str = "auto",
     ) -> None:
         """Store a chunk: keys and values as attention reads them, and keys to be compressed."""
         lengths = self._lengths[layer]
@@ -214,7 +221,7 @@ class Cache:
                 self._storage.columns[layer, "compressed"],
                 self._storage.columns.get((layer, "scale")),
             )
-            compress(unrotated, of.key, of.key_bias, out=out, slots=rows)
+            compress(unrotated, of.key, of.key_bias, out=out, slots=rows, backend=backend)
         lengths[:] = at.ends
 
     def keys_to_score(self, layer: int, far: int, exact: bool) -> tuple[Tensor, Tensor | None]:
