@@ -187,7 +187,9 @@ def test_rotation():
     for b in range(2):
         wanted = rotate(x[b].double().numpy(), places[b].numpy(), rotary.inv_freq.double().numpy())
         torch.testing.assert_close(rotary.rotate(x, places)[b], torch.tensor(wanted).float())
+    assert [len(part) for part in rotary.table(3)] == [3, 3]
     cos, sin = rotary.table(7)
+    assert [len(part) for part in (cos, sin, *rotary.table(2))] == [7, 7, 2, 2]
     torch.testing.assert_close(cos[6], (6 * rotary.inv_freq).cos())
     torch.testing.assert_close(sin[6], (6 * rotary.inv_freq).sin())
     assert math.isclose(Rotary(rotary.inv_freq, 2.0).table(1)[0][0, 0], 2.0)

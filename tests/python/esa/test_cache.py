@@ -193,6 +193,17 @@ def test_offloaded_the_device_holds_what_was_read_last():
     assert caches[0].nbytes() < plain.nbytes() / 4
 
 
+def test_offloaded_it_grows_beyond_its_capacity():
+    q, k, v = text(60, batch=2)
+    maps = compressors(q, k, 6)
+    small, large = (
+        Cache(Config(**SMALL), compressors=maps, capacity=n, offload=120) for n in (9, 60)
+    )
+    sizes = [5, 3, *[1] * 20, 8, *[1] * 24]
+    assert torch.equal(read(q, k, v, small, sizes), read(q, k, v, large, sizes))
+    assert small._hot[0].fetched == large._hot[0].fetched == 120  # growing forgets nothing
+
+
 def test_what_remains_of_a_text_stays_on_the_device():
     q, k, v = text(60)
     cache = Cache(Config(**SMALL), compressors=compressors(q, k, 6), capacity=60, offload=24)
