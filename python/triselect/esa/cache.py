@@ -265,9 +265,7 @@ class Cache:
             self._storage.add((layer, "scale"), k, (), torch.float32)
 
     def _of(self, layer: int, batch: int, config: Config) -> list[int]:
-        if self._batch is None:
-            self._batch = batch
-        if batch != self._batch:
+        if self._batch not in (None, batch):
             raise ValueError(
                 f"the cache has {self._batch} sequences, got a batch of {batch}: clear() it for "
                 "other texts, or select() those that go on"
@@ -278,6 +276,7 @@ class Cache:
                 f"offload must leave {least} tokens on the device, those that a chunk of {batch} "
                 f"sequences reads, got {self.offload}"
             )
+        self._batch = batch
         return self._lengths.setdefault(layer, [0] * batch)
 
 
