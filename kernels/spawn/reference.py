@@ -114,13 +114,8 @@ def spawn(
 
         alone = still_open(anchor, added[b]).sum() == 1
         if alone and added[b] * block_length < length and eos_token not in anchor:
+            # A lookahead would leave nothing to judge it by, and the next round nothing to do.
             extra[b] = -1
-
-        alone = still_open(anchor, added[b]).sum() == 1
-        if alone and added[b] * block_length < length and eos_token not in anchor:
-            extra[
-                b
-            ] = -1  # a lookahead leaves nothing to judge it by, and the next round nothing to do
 
         if attention != "bidirectional":
             unfinished = still_open(anchor, added[b])

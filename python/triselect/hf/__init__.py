@@ -12,9 +12,25 @@ if int(transformers.__version__.split(".")[0]) < 5:
         "pip install 'triselect[hf]'"
     )
 
+from triselect.hf.as_denoiser import as_denoiser
+from triselect.hf.denoiser import TransformersDenoiser
+from triselect.hf.diffusion_config import dream_config, llada_config
 from triselect.hf.enable_esa import disable_esa, enable_esa
 from triselect.hf.esa_cache import EsaCache
 from triselect.hf.esa_enabled import EsaEnabled
+from triselect.hf.load_diffusion import load_diffusion
 from triselect.hf.use_experts import ExpertsInUse, use_experts
 
-__all__ = ["EsaCache", "EsaEnabled", "ExpertsInUse", "disable_esa", "enable_esa", "use_experts"]
+__all__ = [
+    "EsaCache",
+    "EsaEnabled",
+    "ExpertsInUse",
+    "TransformersDenoiser",
+    "as_denoiser",
+    "disable_esa",
+    "dream_config",
+    "enable_esa",
+    "llada_config",
+    "load_diffusion",
+    "use_experts",
+]

@@ -28,7 +28,9 @@ class Denoiser(Protocol):
     eos_token: int | None
     shift: bool
     max_length: int
-    device: torch.device
+
+    @property
+    def device(self) -> torch.device: ...
 
     def new_cache(self, batch: int, length: int) -> Any:
         """Room for keys and values of `length` positions of `batch` sequences."""
