@@ -1,6 +1,7 @@
 """What an operator brings to the benchmarks, on the CPU and on a GPU, in `operators/<operator>.py`.
 
 ``CASES``  `Case`s to time, the most important first: a deadline cuts the rest.
+``ON_GPU`` what comes before them on a GPU, too large for a CPU; if there is any.
 ``TINY``   the like, small enough for a rehearsal on the CPU.
 ``SMALL``  `Small` cases for compute-sanitizer, the interpreter and captured graphs.
 ``OPERATOR``  where it is about more than one: which one's backend is named.

@@ -120,10 +120,15 @@ def chosen(operator: str, device: str) -> str:
     return "triton" if has_kernel(operator, "CUDA") else "eager"
 
 
+def on_gpu(operator: str) -> list[Case]:
+    brought = load(operator)
+    return [*getattr(brought, "ON_GPU", []), *brought.CASES]
+
+
 def main(out: Path, seconds: float, dry_run: bool) -> None:
     deadline = monotonic() + seconds
     device = "cpu" if dry_run else "cuda"
-    cases = {name: load(name).TINY if dry_run else load(name).CASES for name in operators()}
+    cases = {name: load(name).TINY if dry_run else on_gpu(name) for name in operators()}
     turns = zip_longest(*([(name, case) for case in cases[name]] for name in cases))
     queue = [turn for turn in chain.from_iterable(turns) if turn]
     copied = measure_roof(out, device)

@@ -20,13 +20,37 @@ from triselect.report.results_operators import PART
 
 OPERATORS = ("spawn", "token_confidence", "commit")
 OPERATOR = OPERATORS[0]  # whose backend is named for all
+DREAM: dict[str, dict[str, int]] = {  # what differs from the published configuration
+    "Dream-7B": {},
+    "Dream, tiny": {
+        **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 66},
+        **{"num_attention_heads": 4, "num_key_value_heads": 2},
+        **{"mask_token_id": 65, "eos_token_id": 64},
+    },
+}
 
 
 def model_of(kind: str, device: str) -> Any:
     if kind == "toy":
         return lopa.ToyDenoiser(64, device=device)
     torch.manual_seed(0)
+    if kind in DREAM:
+        from transformers import AutoModelForCausalLM
+
+        from triselect import hf
+
+        config = hf.dream_config(**DREAM[kind])
+        with torch.device(device):
+            made = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        return hf.as_denoiser(made.eval())
     return MaskedDiffusion(64).to(device).eval()
+
+
+def weights(model: Any) -> list[Tensor]:
+    if isinstance(model, lopa.ToyDenoiser):
+        return [model.embedding]
+    parts = [model] if isinstance(model, MaskedDiffusion) else [model.decoder, model.head]
+    return [parameter for part in parts for parameter in part.parameters()]
 
 
 def tensors(x: Any) -> list[Tensor]:
@@ -38,9 +62,11 @@ def tensors(x: Any) -> list[Tensor]:
     return [x] if isinstance(x, Tensor) else []
 
 
-def build(kind: str, lookaheads: int, device: str, compiler: str | None) -> Work:
+def build(kind: str, lookaheads: int, open_blocks: int, device: str, compiler: str | None) -> Work:
     model = model_of(kind, device)
-    config = lopa.Config(length=256, block_length=32, num_lookaheads=lookaheads)
+    config = lopa.Config(
+        length=256, block_length=32, open_blocks=open_blocks, num_lookaheads=lookaheads
+    )
     decoder = lopa.Decoder(model, config)
     prompt = torch.randint(0, 63, (64,), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -85,23 +111,26 @@ def build(kind: str, lookaheads: int, device: str, compiler: str | None) -> Work
     def refresh(i: int) -> None:
         now[0] = i % ROTATED
 
-    parameters = [model.embedding] if kind == "toy" else list(model.parameters())
     return Work(
         calls=calls,
         unavailable={},
         refresh=refresh,
         verify=verify,
-        bytes=sum(p.nbytes for p in parameters),
+        bytes=sum(p.nbytes for p in weights(model)),
         data="a random model",
     )
 
 
-def case(kind: str, lookaheads: int) -> Case:
-    return Case(kind, {"lookaheads": lookaheads}, torch.float32, partial(build, kind, lookaheads))
+def case(kind: str, lookaheads: int, open_blocks: int = 2) -> Case:
+    dtype = torch.bfloat16 if kind in DREAM else torch.float32
+    built = partial(build, kind, lookaheads, open_blocks)
+    return Case(kind, {"lookaheads": lookaheads}, dtype, built)
 
 
 CASES = [case("0.8 M parameters", 4), case("0.8 M parameters", 0), case("toy", 4)]
-TINY = [case("toy", 2)]
+# 4 branches of 64 positions, to be hardly slower than one. 14 GB of weights are none for a CPU.
+ON_GPU = [case("Dream-7B", 3, open_blocks=1)]
+TINY = [case("toy", 2), case("Dream, tiny", 2)]
 
 
 def small_inputs(seed: int) -> list[Tensor]:

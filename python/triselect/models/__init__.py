@@ -7,6 +7,7 @@ from triselect.models.byte_moe import (
     load_byte_moe,
     router_logits,
 )
+from triselect.models.masked_diffusion import MaskedDiffusion, load_masked_diffusion
 from triselect.models.pangu_moe import PANGU_PRO, PanguMoE, PanguMoEConfig
 from triselect.models.recall import RecallConfig, RecallModel, load_recall
 from triselect.models.recall_task import Episodes, episodes
@@ -16,6 +17,7 @@ __all__ = [
     "ByteMoE",
     "ByteMoEConfig",
     "Episodes",
+    "MaskedDiffusion",
     "PanguMoE",
     "PanguMoEConfig",
     "RecallConfig",
@@ -23,6 +25,7 @@ __all__ = [
     "RouterLogits",
     "episodes",
     "load_byte_moe",
+    "load_masked_diffusion",
     "load_recall",
     "router_logits",
 ]

@@ -4,7 +4,6 @@ Its weights and a sample of its router logits are shipped, trained with MoGE and
 plain top-k; `examples/train_byte_moe.py` made them.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -15,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from triselect.models import weights
 from triselect.ops import grouped_topk
 from triselect.optional import safetensors
 
@@ -271,8 +271,7 @@ class ByteMoE(nn.Module):
 
 def save_byte_moe(model: ByteMoE, path: Path, metadata: dict[str, str]) -> None:
     """Write weights as bfloat16, with the configuration in the file's metadata."""
-    weights = {name: w.detach().to(torch.bfloat16) for name, w in model.state_dict().items()}
-    safetensors().save_file(weights, path, {**metadata, "config": json.dumps(asdict(model.config))})
+    weights.save(model, asdict(model.config), path, metadata)
 
 
 def load_byte_moe(path: Path | str = WEIGHTS) -> ByteMoE:
@@ -293,10 +292,7 @@ def load_byte_moe(path: Path | str = WEIGHTS) -> ByteMoE:
     ImportError
         safetensors is not installed.
     """
-    with safetensors().safe_open(str(path), "pt") as file:
-        model = ByteMoE(ByteMoEConfig(**json.loads(file.metadata()["config"])))
-        model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    return model.eval().requires_grad_(False)
+    return weights.load(lambda config: ByteMoE(ByteMoEConfig(**config)), path)
 
 
 def router_logits(path: Path | str = ROUTER_LOGITS) -> RouterLogits:

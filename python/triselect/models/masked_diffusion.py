@@ -1,14 +1,20 @@
 """A small masked diffusion language model that can be decoded by LoPA: a `Denoiser`.
 
 A transformer with rotary positions, RMS norms and SwiGLU, in which a position sees those at its
-level or below (see `triselect.lopa.Denoiser`).
+level or below (see `triselect.lopa.Denoiser`). The weights that are shipped solve
+`triselect.models.puzzles`; `examples/train_masked_diffusion.py` made them.
 """
 
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from triselect.models import weights
+
+WEIGHTS = Path(__file__).with_name("masked_diffusion.safetensors")
 
 
 class Cache(NamedTuple):
@@ -41,6 +47,15 @@ class MaskedDiffusion(nn.Module):
         eos_token: int | None = None,
     ) -> None:
         super().__init__()
+        self.sizes: dict[str, Any] = {
+            "vocab_size": vocab_size,
+            "width": width,
+            "layers": layers,
+            "heads": heads,
+            "max_length": max_length,
+            "shift": shift,
+            "eos_token": eos_token,
+        }
         self.mask_token = vocab_size - 1
         self.eos_token = eos_token
         self.shift = shift
@@ -135,3 +150,29 @@ class Block(nn.Module):
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def save_masked_diffusion(model: MaskedDiffusion, path: Path, metadata: dict[str, str]) -> None:
+    """Write weights as bfloat16, with the sizes in the file's metadata."""
+    weights.save(model, model.sizes, path, metadata)
+
+
+def load_masked_diffusion(path: Path | str = WEIGHTS) -> MaskedDiffusion:
+    """The shipped model, or another that `examples/train_masked_diffusion.py` wrote.
+
+    Parameters
+    ----------
+    path : Path or str, optional
+        A safetensors file.
+
+    Returns
+    -------
+    MaskedDiffusion
+        In float32, on the CPU, in evaluation mode. (Stored as bfloat16.)
+
+    Raises
+    ------
+    ImportError
+        safetensors is not installed.
+    """
+    return weights.load(lambda sizes: MaskedDiffusion(**sizes), path)

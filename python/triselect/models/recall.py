@@ -4,7 +4,6 @@ It answers questions about what stood in a noisy context (`triselect.models.reca
 weights are shipped; `examples/train_recall.py` made them, at contexts of at most 256 tokens.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triselect.esa.rotary import Rotary
+from triselect.models import weights
 from triselect.models.recall_task import VOCABULARY
-from triselect.optional import safetensors
 
 WEIGHTS = Path(__file__).with_name("recall.safetensors")
 
@@ -141,8 +140,7 @@ class RecallModel(nn.Module):
 
 def save_recall(model: RecallModel, path: Path, metadata: dict[str, str]) -> None:
     """Write weights as bfloat16, with the configuration in the file's metadata."""
-    weights = {name: w.detach().to(torch.bfloat16) for name, w in model.state_dict().items()}
-    safetensors().save_file(weights, path, {**metadata, "config": json.dumps(asdict(model.config))})
+    weights.save(model, asdict(model.config), path, metadata)
 
 
 def load_recall(path: Path | str = WEIGHTS) -> RecallModel:
@@ -163,7 +161,4 @@ def load_recall(path: Path | str = WEIGHTS) -> RecallModel:
     ImportError
         safetensors is not installed.
     """
-    with safetensors().safe_open(str(path), "pt") as file:
-        model = RecallModel(RecallConfig(**json.loads(file.metadata()["config"])))
-        model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    return model.eval().requires_grad_(False)
+    return weights.load(lambda config: RecallModel(RecallConfig(**config)), path)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.python.engines.cases import drawn, some_prompts, toy
 from triselect.engines import SGLangLoPA
 from triselect.lopa import Confidence, Config, Decoder, ToyDenoiser, generate
 from triselect.models.masked_diffusion import MaskedDiffusion
@@ -85,40 +86,11 @@ def config(block: int, blocks: int, lookaheads: int, **options: Any) -> Config:
     )
 
 
-def drawn(seed: int) -> tuple[int, int, dict[str, Any]]:
-    """Block length, lookaheads, options."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def one_of(*values: Any) -> Any:
-        return values[int(torch.randint(len(values), (1,), generator=generator))]
-
-    return (
-        one_of(1, 2, 4, 5, 8),
-        one_of(0, 1, 2, 3, 6),
-        {
-            "threshold": one_of(0.3, 0.6, 0.9, 1.0),
-            "factor": one_of(None, None, 0.7),
-            "score": one_of("max_prob", "margin", "neg_entropy"),
-            "branch_score": one_of("mean", "mean", "lowest", "count", "common_mean"),
-            "lowest": one_of(0.3, 1.0),
-        },
-    )
-
-
-def toy(seed: int) -> ToyDenoiser:
-    return ToyDenoiser(vocab_size=5 + seed % 9, seed=seed, sharpness=(0.3, 1.0, 2.0)[seed % 3])
-
-
-def prompts(seed: int, count: int, length: int, vocabulary: int) -> Tensor:
-    generator = torch.Generator().manual_seed(1000 + seed)
-    return torch.randint(vocabulary - 1, (count, length), generator=generator)
-
-
 @pytest.mark.parametrize("seed", range(40))
 def test_tokens_and_passes_are_the_decoder_s(seed: int) -> None:
     block, lookaheads, options = drawn(seed)
     model, blocks, rows = toy(seed), 3, lookaheads + 1
-    given = prompts(seed, 1 + seed % 3, 1 + seed % 7, model.mask_token + 1)
+    given = some_prompts(seed, 1 + seed % 3, 1 + seed % 7, model.mask_token + 1)
     runner = Runner(model, given, rows, block, blocks)
     lopa = algorithm(block, model.mask_token, num_lookaheads=lookaheads, **options)
     found = run(lopa, runner, blocks)
@@ -138,7 +110,7 @@ def test_lookaheads_save_passes() -> None:
         passes[lookaheads] = 0
         for seed in range(10):
             model = ToyDenoiser(vocab_size=9, seed=seed)
-            runner = Runner(model, prompts(seed, 1, 4, 9), lookaheads + 1, 8, 2)
+            runner = Runner(model, some_prompts(seed, 1, 4, 9), lookaheads + 1, 8, 2)
             run(algorithm(8, model.mask_token, num_lookaheads=lookaheads), runner, 2)
             passes[lookaheads] += runner.passes
     assert passes[3] < 0.8 * passes[0]
@@ -158,7 +130,7 @@ def test_a_transformer(lookaheads: int) -> None:
     model = Double(vocab_size=12, width=16, layers=2, heads=2).double()
     for parameter in model.parameters():
         parameter.normal_()  # not as it is initialised, which says one thing everywhere
-    given = prompts(0, 2, 5, 12)
+    given = some_prompts(0, 2, 5, 12)
     runner = Runner(model, given, lookaheads + 1, 6, 3)
     lopa = algorithm(6, model.mask_token, num_lookaheads=lookaheads, threshold=0.5)
     found = run(lopa, runner, 3)[:: lookaheads + 1]
@@ -169,7 +141,7 @@ def test_a_transformer(lookaheads: int) -> None:
 
 @pytest.mark.parametrize("tail", [1, 3, 5])
 def test_the_end_of_a_prompt_in_the_first_block(tail: int) -> None:
-    model, given = ToyDenoiser(vocab_size=9, seed=tail), prompts(tail, 1, 6 + tail, 9)
+    model, given = ToyDenoiser(vocab_size=9, seed=tail), some_prompts(tail, 1, 6 + tail, 9)
     head, first = given[:, :6], torch.full((6,), model.mask_token)
     first[:tail] = given[0, 6:]
     lopa = algorithm(6, model.mask_token, num_lookaheads=2, threshold=0.7)
@@ -192,7 +164,7 @@ def test_the_end_of_a_prompt_in_the_first_block(tail: int) -> None:
 def test_one_step_at_a_time_for_whatever_blocks_there_are(lookaheads: int) -> None:
     """First done, first out: requests are at different blocks, and come and go."""
     model, rows, block, blocks = ToyDenoiser(vocab_size=9, seed=4), lookaheads + 1, 5, 3
-    given = prompts(4, 3, 4, 9)
+    given = some_prompts(4, 3, 4, 9)
     lopa = algorithm(block, model.mask_token, num_lookaheads=lookaheads, threshold=0.6)
     runner = Runner(model, given, rows, block, blocks + 1)
     texts: list[list[Tensor]] = [[] for _ in given]

@@ -1,8 +1,8 @@
 """The model that remembers: its task, reading in chunks, its training, the shipped weights."""
 
-import importlib.util
 import json
 import sys
+from collections.abc import Callable
 from math import sqrt
 from pathlib import Path
 from types import ModuleType
@@ -26,16 +26,8 @@ def tiny() -> RecallModel:
 
 
 @pytest.fixture(scope="module")
-def example() -> ModuleType:
-    pytest.importorskip("rich")
-    pytest.importorskip("safetensors")
-    path = Path(__file__).parents[3] / "examples" / "train_recall.py"
-    spec = importlib.util.spec_from_file_location("train_recall", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def example(load_example: Callable[[str], ModuleType]) -> ModuleType:
+    return load_example("train_recall")
 
 
 @pytest.fixture(scope="module")
