@@ -40,8 +40,8 @@ class LoPAScheduler:
     mask_token_id : int, optional
         If a pipeline does not pass it to every step.
     **options
-        `threshold` (0.95, as diffusers'), `factor`, `score`, `branch_score` and `lowest`, as in
-        `triselect.lopa.Config`.
+        `threshold` (0.95, as diffusers'), `factor`, `score`, `branch_score`, `lowest` and
+        `confirm`, as in `triselect.lopa.Config`.
 
     Raises
     ------

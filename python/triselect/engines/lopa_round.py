@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from triselect.lopa import Branches, Confidence, Config, commit, spawn, token_confidence
+from triselect.lopa.confirm import keep_confirmed
 
-OPTIONS = ("num_lookaheads", "threshold", "factor", "score", "branch_score", "lowest")
+OPTIONS = ("num_lookaheads", "threshold", "factor", "score", "branch_score", "lowest", "confirm")
 # The others also go by how sure a lookahead's own token was, which its tokens do not tell.
 RULES = ("mean", "lowest", "count", "common_mean")
 
@@ -78,15 +79,20 @@ def next_round(
     new = token_confidence(
         logits.flatten(0, 1), score=config.score, mask_token=mask_token, rows=is_open.flatten()
     )
+    new = Confidence(*(x.view(branch.shape) for x in new))
     zeros, start = torch.zeros_like(anchor), torch.zeros_like(added)
+    before = Confidence(zeros - 1, zeros.float(), zeros.float())
+    branches = Branches(branch, is_open, is_open, extra, zeros, added, start)
+    if config.confirm is not None:
+        branches = keep_confirmed(branches, new, before, start, config.confirm, shift=False)
     won = commit(
         anchor,
-        Confidence(zeros - 1, zeros.float(), zeros.float()),
+        before,
         zeros,
         zeros,
         start,
         start,
-        Branches(branch, is_open, is_open, extra, zeros, added, start),
+        branches,
         new,
         rule=str(config.branch_score),
         ratio=config.lowest,

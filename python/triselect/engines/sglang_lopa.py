@@ -15,8 +15,8 @@ class SGLangLoPA:
     ----------
     config : DllmConfig
         Of it `block_size`, `mask_id`, and `algorithm_config`, in which `num_lookaheads` (0 unless
-        given), `threshold` (0.95, as SGLang's), `factor`, `score`, `branch_score` and `lowest` mean
-        what they do in `triselect.lopa.Config`; `block_size` there is SGLang's own.
+        given), `threshold` (0.95, as SGLang's), `factor`, `score`, `branch_score`, `lowest` and
+        `confirm` mean what they do in `triselect.lopa.Config`; `block_size` there is SGLang's own.
 
     Raises
     ------

@@ -58,6 +58,9 @@ class Config:
         What a branch is worth: "mean" (LoPA), "lowest" (the mean of the `lowest` share), "count",
         "log_prob", "information_gain", "common_mean" (see `commit`), or a function of the branches
         and the model's ``Confidence (B, k + 1, W)`` that returns ``(B, k + 1)`` float32.
+    confirm : float, optional
+        A lookahead may win only where the anchor, which is read beside it, predicts the lookahead's
+        own token too, with at least this probability. Not in the paper; it costs no forward.
     temperature : float
         0 takes the most probable token; above it tokens are sampled.
     top_k, top_p : optional
@@ -88,6 +91,7 @@ class Config:
     score: str = "max_prob"
     branch_score: str | BranchScore = "mean"
     lowest: float = 0.5
+    confirm: float | None = None
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
@@ -119,11 +123,12 @@ class Config:
             ("add_threshold", 0, 1),
             ("activate_threshold", 0, 1),
             ("lowest", 0, 1),
+            ("confirm", 0, 1),
             ("temperature", 0, math.inf),
             ("top_p", 0, 1),
         ):
             value = getattr(self, name)
-            if value is None and name in ("factor", "top_p"):
+            if value is None and name in ("factor", "confirm", "top_p"):
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise TypeError(f"{name} must be a number, got {type(value).__name__}")

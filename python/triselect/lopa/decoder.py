@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from triselect.lopa.config import Config
+from triselect.lopa.confirm import keep_confirmed
 from triselect.lopa.denoiser import Denoiser
 from triselect.lopa.sampling import keep_likely
 from triselect.lopa.state import State
@@ -193,12 +194,16 @@ class Decoder:
 
     def _commit(self, state: State, branches: Branches, new: Confidence) -> Committed:
         config = self.config
+        new = Confidence(*(x.view(branches.open.shape) for x in new))
+        if config.confirm is not None:
+            branches = keep_confirmed(
+                branches, new, state.predicted, state.start, config.confirm, self._shift
+            )
         rule, worth = "mean", None
         if isinstance(config.branch_score, str):
             rule = config.branch_score
         else:
-            shape = branches.open.shape
-            worth = config.branch_score(branches, Confidence(*(x.view(shape) for x in new)))
+            worth = config.branch_score(branches, new)
         return commit(
             state.tokens,
             state.predicted,

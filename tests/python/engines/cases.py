@@ -24,6 +24,7 @@ def drawn(seed: int) -> tuple[int, int, dict[str, Any]]:
             "score": one_of("max_prob", "margin", "neg_entropy"),
             "branch_score": one_of("mean", "mean", "lowest", "count", "common_mean"),
             "lowest": one_of(0.3, 1.0),
+            "confirm": one_of(None, None, 0.0, 0.5, 0.8),
         },
     )
 

@@ -36,6 +36,7 @@ def settings(rng: np.random.Generator, **options: Any) -> Config:
         "attention": attention,
         "cache": attention != "bidirectional",
         "score": str(rng.choice(["max_prob", "margin", "neg_entropy"])),
+        "confirm": rng.choice([None, None, 0.0, 0.5, 0.8]),
     } | options
     if given["attention"] == "bidirectional":
         given["cache"] = False

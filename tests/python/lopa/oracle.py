@@ -152,6 +152,12 @@ class Sequence:
             branches.append([self.predicted[i][0] if j == i else t for j, t in enumerate(x)])
         predictions = [self.predict(branch, frozen) for branch in branches]
         values = [np.float32((worth or mean)(list(p.values()))) for p in predictions]
+        if self.config.confirm is not None:
+            least = np.float32(self.config.confirm)
+            for j, i in enumerate(extras, 1):
+                token, prob, _ = predictions[0].get(i, (None, 0, 0))
+                if token != branches[j][i] or prob < least:
+                    values[j] = np.float32(-np.inf)
         best = max(range(len(branches)), key=lambda j: (values[j], -j))
         self.rounds.append(
             [i for i in range(len(x)) if self.x[i] is None and branches[best][i] is not None]

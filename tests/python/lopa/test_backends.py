@@ -39,6 +39,7 @@ def decoded(monkeypatch, backend: str, config: Config, model: ToyDenoiser) -> lo
         {"branch_score": "information_gain"},
         {"branch_score": "lowest", "compatibility": "released"},
         {"branch_score": "log_prob", "temperature": 0.5, "top_k": 5},
+        {"branch_score": "count", "confirm": 0.3},
     ],
     ids=str,
 )

@@ -25,6 +25,8 @@ from triselect.lopa.config import at_least
         ({"factor": 0.0}, ValueError, "factor must be above 0"),
         ({"factor": float("inf")}, ValueError, "factor must be between 0 and inf, got inf"),
         ({"lowest": 0.0}, ValueError, "lowest must be above 0"),
+        ({"confirm": 1.5}, ValueError, "confirm must be between 0 and 1, got 1.5"),
+        ({"confirm": "yes"}, TypeError, "confirm must be a number, got str"),
         ({"temperature": -1.0}, ValueError, "temperature must be between 0 and inf, got -1"),
         ({"open_blocks": 0}, ValueError, "open_blocks must be at least 1, got 0"),
         ({"look_every": 0}, ValueError, "look_every must be at least 1, got 0"),
