@@ -21,7 +21,7 @@ from triselect.models import MaskedDiffusion, load_masked_diffusion
 from triselect.models.puzzles import BLOCK, EOS, LENGTH, MASK, VOCABULARY, Kind, puzzles
 
 OPERATOR = OPERATORS[0]  # whose backend is named for all
-SAME: dict[str, Any] = {"threshold": 0.98, "look_every": 4}
+SAME: dict[str, Any] = {"threshold": 0.98}
 WAYS: dict[str, dict[str, Any]] = {
     OURS: {"num_lookaheads": "auto"},
     "D2F": {"num_lookaheads": 0},

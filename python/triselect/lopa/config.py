@@ -67,8 +67,9 @@ class Config:
         Sample from the most probable tokens only.
     cache : bool
         Keep keys and values of what is frozen. The result is the same without, only slower.
-    look_every : int
-        Rounds between two looks at the device: for the end, streaming, stop strings.
+    look_every : int, optional
+        Rounds between two looks at the device: for the end, streaming, stop strings. Unless said
+        otherwise 8, and 1 on the CPU, where a look costs nothing.
     compatibility : "released", optional
         Rounds and breaks ties between branches as the published code does.
 
@@ -96,7 +97,7 @@ class Config:
     top_k: int | None = None
     top_p: float | None = None
     cache: bool = True
-    look_every: int = 8
+    look_every: int | None = None
     compatibility: str | None = None
 
     def __post_init__(self) -> None:
@@ -105,9 +106,10 @@ class Config:
             ("block_length", 1),
             ("max_lookaheads", 0),
             ("open_blocks", 1),
-            ("look_every", 1),
         ):
             _must_be_int(name, getattr(self, name), least)
+        if self.look_every is not None:
+            _must_be_int("look_every", self.look_every, 1)
         if self.num_lookaheads != "auto":
             _must_be_int("num_lookaheads", self.num_lookaheads, 0, ' or "auto"')
         if self.top_k is not None:

@@ -12,8 +12,9 @@ def keep_confirmed(
     """The branches without those lookaheads that the anchor does not confirm.
 
     A lookahead's own token was predicted before this round filled anything. The anchor predicts its
-    position anew, with all that the round fills but the lookahead: where it says the same, with a
-    probability of `least` or more, the lookahead is a round ahead of it and nothing is lost.
+    position anew, with all else that the round fills: where it says the same with a probability of
+    `least` or more, the lookahead is a round ahead of it. At the threshold that is a token that the
+    anchor would take in the next round itself.
 
     `new`: Confidence of ``(B, k + 1, W)``, what the model predicted, token -1 where nothing was
     asked; `old` of ``(B, G)``, what it

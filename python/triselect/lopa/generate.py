@@ -103,6 +103,7 @@ def generate(
     ends.look(state)
     first_seconds = time.perf_counter() - begin
     widths = list(state.widths)
+    look_every = config.look_every or (1 if state.tokens.device.type == "cpu" else 8)
     left = config.length if max_rounds is None else max_rounds  # each round fills a token or more
     streamed = 0
     while True:
@@ -115,7 +116,7 @@ def generate(
             count = config.num_lookaheads
         else:
             count = useful_lookaheads(decoder, state, free_lookaheads(decoder, state))
-        rounds = min(config.look_every, left)
+        rounds = min(look_every, left)
         for _ in range(rounds):
             state = decoder.step(state, count)
         widths += [count] * rounds

@@ -82,6 +82,14 @@ def test_ending_twice_is_ending_once():
     assert again.metrics[:5] == done.metrics[:5]
 
 
+def test_on_the_cpu_no_round_is_wasted():
+    config = Config(length=32, block_length=8, num_lookaheads=3)
+    result = generate(ToyDenoiser(30), PROMPT, config)
+    assert len(result.state.widths) == max(result.metrics.rounds)
+    seldom = generate(ToyDenoiser(30), PROMPT, replace(config, look_every=7))
+    assert len(seldom.state.widths) % 7 == 0
+
+
 @pytest.mark.parametrize("look_every", [1, 2, 5, 100])
 def test_looking_more_often_changes_nothing(look_every):
     model = ToyDenoiser(20, eos_token=0)
