@@ -15,5 +15,3 @@ def test_quick_start():
     assert names["plain"].weights.diff(dim=1).max() <= 0
     assert names["attended"].out.shape == (1, 1, 8, 32)
     assert names["index"].shape == (1, 256)
-    assert [len(tokens) for tokens in names["result"].tokens] == [64, 64]
-    assert names["result"].metrics.tokens_per_round > 1

@@ -21,6 +21,7 @@ class Playground(StrEnum):
 
     moe = "moe"
     esa = "esa"
+    lopa = "lopa"
 
 
 @app.command()
@@ -52,15 +53,20 @@ def play(
     quick: Annotated[
         bool,
         typer.Option(
-            "--quick", help="Leave out torch.compile, the large batches and the longest texts."
+            "--quick",
+            help="Leave out torch.compile, large batches, the longest texts and most puzzles.",
         ),
     ] = False,
 ) -> None:
     """Run an accelerator on real data, step by step, and write a report."""
-    from triselect.report import play_esa, play_moe
+    from triselect.report import play_esa, play_lopa, play_moe
 
     _must_be_writable(out)
-    guided = {Playground.moe: play_moe.play, Playground.esa: play_esa.play}
+    guided = {
+        Playground.moe: play_moe.play,
+        Playground.esa: play_esa.play,
+        Playground.lopa: play_lopa.play,
+    }
     for name in Playground if what is None else (what,):
         page = out if what else out.with_stem(f"{out.stem}-{name}")
         guided[name](console, page, quick=quick)

@@ -13,7 +13,7 @@ from triselect import esa
 from triselect.esa import Compressor, Config, Rotary
 from triselect.models import ByteMoE, load_byte_moe, router_logits
 from triselect.report.esa_methods import RANDOM, WINDOW, Method, compressed, exact
-from triselect.report.esa_questions import Estimate
+from triselect.report.estimate import Estimate
 
 BUDGETS = (8, 16, 32, 64, 128, 192)  # selected tokens
 CONFIG = Config(

@@ -8,7 +8,8 @@ import plotly.graph_objects as go
 from triselect.models.recall_task import Kind
 from triselect.report.esa_bytes import Losses
 from triselect.report.esa_methods import DIMS, PROXIMITIES
-from triselect.report.esa_questions import DEPTHS, Answered, Estimate
+from triselect.report.esa_questions import DEPTHS, Answered
+from triselect.report.estimate import Estimate
 from triselect.report.figures import (
     BLUE,
     GRID,

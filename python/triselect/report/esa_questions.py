@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from statistics import mean, stdev
 from time import perf_counter
 from typing import Any
 
@@ -15,25 +14,13 @@ from triselect.models.recall import RecallModel
 from triselect.models.recall_task import KINDS, Episodes, Kind, episodes
 from triselect.report.esa_methods import CONFIG, DIMS, FULL, Method
 from triselect.report.esa_reading import Reading
+from triselect.report.estimate import Estimate
 
 DEPTHS = 8  # equal parts of a text
 CALIBRATED_AT = 192  # tokens: within what the model was trained on
 # Texts of each kind by length: longer ones take longer and are fewer.
 TEXTS = {256: 32, 1024: 16, 4096: 6, 16384: 3}
 QUICK = {256: 16, 1024: 8, 4096: 4}
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over texts and its standard error."""
-
-    mean: float
-    error: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Estimate":
-        error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
-        return cls(mean(values), error)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from triselect.models.recall_task import KINDS, Kind
 from triselect.report.esa_bytes import Losses
 from triselect.report.esa_figures import KIND_NAMES
 from triselect.report.esa_methods import CONFIG, FULL, STAND_IN
-from triselect.report.esa_questions import Answered, Estimate
+from triselect.report.esa_questions import Answered
+from triselect.report.estimate import Estimate
 from triselect.report.page import Table, micro
 
 SHOWN = "exact-1"  # the ESA that sentences are about

@@ -189,11 +189,11 @@ def markdown(runs: Sequence[Run]) -> str:
     for run in runs:
         blocks.append(f"*{header(run.machine)}*")
         for table in tables(run):
-            blocks += [_markdown(table), table.caption]
+            blocks += [as_markdown(table), table.caption]
     return "\n\n".join(blocks)
 
 
-def _markdown(table: Table) -> str:
+def as_markdown(table: Table) -> str:
     rule = ["--:" if table.numeric(i) else "---" for i in range(len(table.columns))]
     rows = [[f"**{c[1:]}**" if c.startswith("!") else c for c in row] for row in table.rows]
     return "\n".join("| " + " | ".join(row) + " |" for row in [table.columns, rule, *rows])

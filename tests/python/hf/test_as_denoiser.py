@@ -1,6 +1,7 @@
 """A masked diffusion model of transformers, decoded by LoPA."""
 
 import doctest
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -495,3 +496,12 @@ def test_the_examples() -> None:
             results = doctest.testmod(sys.modules[f"triselect.hf.{name}"])
             assert results.attempted > 0
             assert results.failed == 0
+
+
+def test_the_readme_s_code_runs() -> None:
+    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    block = next(x for x in re.findall(r"```py\n(.*?)```", readme, re.DOTALL) if "as_denoiser" in x)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert names["model"].shift
+    assert names["model"].mask_token == 99

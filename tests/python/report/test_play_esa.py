@@ -23,9 +23,10 @@ from triselect.models.recall_task import KINDS
 from triselect.report import esa_bytes, esa_figures, esa_page, esa_questions, esa_tables, machine
 from triselect.report.commands import app
 from triselect.report.esa_methods import CONFIG, DIMS, FULL, Method, all_methods, exact
-from triselect.report.esa_questions import Answered, Estimate
+from triselect.report.esa_questions import Answered
 from triselect.report.esa_reading import MeanQuery, Pages, Random, Reading, Selective, Window
 from triselect.report.esa_tables import Findings
+from triselect.report.estimate import Estimate
 
 ROTARY = Rotary.of(8)
 
