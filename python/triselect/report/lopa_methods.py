@@ -70,10 +70,10 @@ SCORES = (
     of_score("count", "number above τ", "count"),
     of_score("log_prob", "sum of logarithms", "log_prob"),
     of_score("gain", "information gain", "information_gain", "neg_entropy"),
-    of_score("count_entropy", "number above τ, by entropy", "count", "neg_entropy"),
+    of_score("count_entropy", "number, by entropy", "count", "neg_entropy"),
     # Not in the paper: what wins, the anchor says too.
-    of_score("confirmed_7", "number above τ, confirmed at 0.7", "count", "neg_entropy", 0.7),
-    of_score("confirmed_9", "number above τ, confirmed at 0.9", "count", "neg_entropy", 0.9),
+    of_score("confirmed_7", "number, confirmed at 0.7", "count", "neg_entropy", 0.7),
+    of_score("confirmed_9", "number, confirmed at 0.9", "count", "neg_entropy", 0.9),
 )
 METHODS = (ONE, THRESHOLD, FACTOR, D2F, EXTRA, *SCORES)
 

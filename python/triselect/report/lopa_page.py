@@ -25,6 +25,11 @@ SAME_TAU = (
     "trades accuracy for rounds: whether it gains anything is a question of fronts."
 )
 
+CONFIRMED = (
+    "Confirmed, which is not in the paper: only a lookahead may win whose own token the anchor, "
+    "read in the same forward, predicts too, with at least that probability."
+)
+
 
 def verdict(found: Findings, kind: Kind) -> str:
     """How many rounds LoPA saves at the accuracy of threshold decoding."""
@@ -229,7 +234,7 @@ def _fronts(found: Findings) -> Section:
         "Fewer rounds at the same accuracy?",
         [
             f"Every method at every τ. Settings are chosen on {choosing} puzzles and reported on "
-            f"{reporting} others; the model was trained on neither.",
+            f"{reporting} others; the model was trained on neither. {CONFIRMED}",
             *(verdict(found, kind) for kind in found.kinds),
         ],
         [

@@ -73,7 +73,7 @@ def play(console: Console, out: Path, *, quick: bool = False) -> Path:
             "[bold]2 · Fewer rounds at the same accuracy?[/]",
             f"Every method at τ of {', '.join(f'{tau:g}' for tau in size.taus)}. Settings are "
             f"chosen on {size.puzzles} puzzles of each kind and reported on {size.puzzles} others; "
-            "the model was trained on neither."
+            f"the model was trained on neither. {lopa_page.CONFIRMED}"
             + (" --quick leaves out most puzzles, τ and scores." if quick else ""),
         )
         _measure(progress, model, found, size)
