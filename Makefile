@@ -1,4 +1,4 @@
-# make play    set up, then the guided run: what routing by selection does on this machine
+# make play    set up, then the guided run: what selecting does on this machine
 # make test    set up, then all tests but the slow ones
 # The rest: test-full, lint, gate, bench, setup, clean.
 
