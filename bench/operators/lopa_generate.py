@@ -21,11 +21,10 @@ from triselect.models import MaskedDiffusion, load_masked_diffusion
 from triselect.models.puzzles import BLOCK, EOS, LENGTH, MASK, VOCABULARY, Kind, puzzles
 
 OPERATOR = OPERATORS[0]  # whose backend is named for all
-SAME: dict[str, Any] = {"threshold": 0.98}
 WAYS: dict[str, dict[str, Any]] = {
-    OURS: {"num_lookaheads": "auto"},
-    "D2F": {"num_lookaheads": 0},
-    "LoPA, always 3 lookaheads": {"num_lookaheads": 3},
+    OURS: {"num_lookaheads": "auto", "threshold": 0.98},
+    "D2F": {"num_lookaheads": 0, "threshold": 0.98},
+    "LoPA, always 3 lookaheads": {"num_lookaheads": 3, "threshold": 0.98},
     "one by one": {"num_lookaheads": 0, "threshold": 1.0, "add_threshold": 1.0},
 }
 
@@ -44,7 +43,7 @@ def build(size: str, kind: Kind, batch: int, device: str, compiler: str | None) 
     drawn = puzzles(0, batch * ROTATED, kind).prompts.to(device)
     prompts = drawn[:batch].clone()
     configs = {
-        name: lopa.Config(length=LENGTH[kind], block_length=BLOCK[kind], **(SAME | settings))
+        name: lopa.Config(length=LENGTH[kind], block_length=BLOCK[kind], **settings)
         for name, settings in WAYS.items()
     }
     calls: dict[str, Callable[[], lopa.Generation]] = {

@@ -15,7 +15,7 @@ from triselect.models.puzzles import EOS, Kind, Puzzles, solved
 from triselect.report.estimate import Estimate
 from triselect.report.lopa_methods import TAUS, THRESHOLD, Method
 
-TOGETHER = 16  # sequences in a batch: those that are done wait for the last
+TOGETHER = 16  # sequences in a batch
 TARGET = 0.98  # the τ of threshold decoding that others are held against,
 WITHIN = 0.01  # in accuracy
 
@@ -111,7 +111,7 @@ def measure(
         kind=given.kind,
         method=method.name,
         tau=tau,
-        lookaheads=branches - 1 if method.verified else 1,
+        lookaheads=int(config.num_lookaheads),
         puzzles=len(right),
         accuracy=Estimate.of(right),
         rounds=Estimate.of(rounds),

@@ -6,13 +6,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import Progress
 
 from triselect.models.recall import load_recall
 from triselect.models.recall_task import KINDS
@@ -36,17 +30,7 @@ def play(console: Console, out: Path, *, quick: bool = False) -> Path:
     )
     found = Findings(machine.describe(), {}, model.config.context)
     console.print(Padding(f"[dim]{escape(machine.header(found.machine))}[/]", (0, 2, 0, 2)))
-    with (
-        torch.inference_mode(),
-        Progress(
-            TextColumn("  {task.description}"),
-            BarColumn(bar_width=28),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-        ) as progress,
-    ):
+    with torch.inference_mode(), terminal.progress(console) as progress:
         methods = all_methods(esa_questions.calibrate(model))
         found.labels = {method.name: method.title for method in methods}
         terminal.tell(

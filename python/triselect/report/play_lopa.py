@@ -8,13 +8,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import Progress
 
 from triselect.models.masked_diffusion import MaskedDiffusion, load_masked_diffusion
 from triselect.models.puzzles import KINDS, puzzles, text
@@ -60,14 +54,7 @@ def play(console: Console, out: Path, *, quick: bool = False) -> Path:
     found = Findings(machine.describe())
     console.print(Padding(f"[dim]{escape(machine.header(found.machine))}[/]", (0, 2, 0, 2)))
     _live(console, model, found)
-    with Progress(
-        TextColumn("  {task.description}"),
-        BarColumn(bar_width=28),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    ) as progress:
+    with terminal.progress(console) as progress:
         terminal.tell(
             console,
             "[bold]2 · Fewer rounds at the same accuracy?[/]",

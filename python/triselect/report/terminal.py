@@ -6,6 +6,13 @@ from rich import box
 from rich.console import Console, Group
 from rich.markup import escape
 from rich.padding import Padding
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -18,6 +25,18 @@ def tell(console: Console, title: str, prose: str) -> None:
     """A paragraph, at a width that reads well."""
     console.print(f"\n  {title}")
     console.print(Padding(prose, (0, 2, 1, 2)), width=min(console.width, 92))
+
+
+def progress(console: Console) -> Progress:
+    """A bar for each task that is gone when it is done: how many of how many, and for how long."""
+    return Progress(
+        TextColumn("  {task.description}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
 
 
 def show(console: Console, table: Table) -> None:

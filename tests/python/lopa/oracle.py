@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import Tensor
 from triselect.kernels.token_confidence import reference
 
-from triselect.lopa import Config, Denoiser
+from triselect.lopa import Config, Decoder, Denoiser
 
 Prediction = tuple[int, np.float32, np.float32]  # token, probability, score
 
@@ -171,3 +172,34 @@ def mean(predictions: list[Prediction]) -> float:
     if not predictions:
         return np.inf
     return float(np.mean([np.float64(score) for _, _, score in predictions]))
+
+
+def as_list(tokens: Tensor, mask: int) -> list[int | None]:
+    return [None if t == mask else t for t in tokens.tolist()]
+
+
+def assert_as_the_oracle(decoder: Decoder, given: list[Tensor]) -> None:
+    model, config = decoder.model, decoder.config
+    state = decoder.begin(given)
+    oracles = [Sequence(model, config, prompt.tolist()) for prompt in given]
+    while True:
+        for b, oracle in enumerate(oracles):
+            assert as_list(state.tokens[b], model.mask_token) == oracle.x
+            predicted = {
+                i: int(state.predicted.token[b, i])
+                for i in oracle.open(oracle.x)
+                if state.predicted.token[b, i] >= 0
+            }
+            assert predicted == {i: p[0] for i, p in oracle.predicted.items()}
+        assert decoder.done(state).tolist() == [oracle.done() for oracle in oracles]
+        if all(oracle.done() for oracle in oracles):
+            break
+        state = decoder.step(state)
+        for oracle in oracles:
+            if not oracle.done():
+                oracle.round(config.num_lookaheads)
+    for b, oracle in enumerate(oracles):
+        for number, (filled, won) in enumerate(zip(oracle.rounds, oracle.won, strict=True), 1):
+            at = (state.filled_at[b] == number).nonzero().flatten().tolist()
+            assert at == filled
+            assert max(state.filled_by[b, filled].tolist()) == won

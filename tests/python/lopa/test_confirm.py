@@ -10,7 +10,7 @@ from triselect.lopa import Branches, Confidence, Config, Decoder, ToyDenoiser
 from triselect.lopa.confirm import keep_confirmed
 
 from .cases import prompts, rounds, settings, toy
-from .test_decoder import assert_as_the_oracle
+from .oracle import assert_as_the_oracle
 
 
 @pytest.mark.parametrize("shift", [False, True])
